@@ -1,0 +1,38 @@
+"""sqlitepool: bounded pools that lend SQLite connections, or objects that wrap them, to threads."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from sqlitepool.errors import (
+    FileReplaced,
+    ForeignItem,
+    PoolClosed,
+    PoolDeadlock,
+    PoolError,
+    PoolFull,
+    PoolTimeout,
+    QueryTimeout,
+    WriteTimeout,
+)
+from sqlitepool.pool import Pool
+from sqlitepool.stats import Durations, LeaseInfo, PoolStats
+
+try:
+    __version__ = version("sqlitepool")
+except PackageNotFoundError:  # run from a checkout that is not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "Durations",
+    "FileReplaced",
+    "ForeignItem",
+    "LeaseInfo",
+    "Pool",
+    "PoolClosed",
+    "PoolDeadlock",
+    "PoolError",
+    "PoolFull",
+    "PoolStats",
+    "PoolTimeout",
+    "QueryTimeout",
+    "WriteTimeout",
+]

@@ -1,0 +1,354 @@
+"""The books of a pool: which slots there are, who waits, and what is to happen next.
+
+The methods here are decisions: they are called with the lock held (through `waiting.locked`), change the books, and
+return what the pool then has to open or close with the lock free. None of them calls user code.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from sqlitepool import deadlock, reclaim
+from sqlitepool.errors import PoolClosed, PoolFull, PoolTimeout
+from sqlitepool.lease import Slot
+from sqlitepool.stats import Histogram, LeaseInfo, PoolStats
+from sqlitepool.waiting import NEVER, Line, Waiter
+
+T = TypeVar("T")
+
+# How many of the longest holders a `PoolTimeout` names.
+_HOLDERS_NAMED = 3
+# How many reclaimed loans are remembered, so that a late end of their blocks is no error.
+_RECLAIMED_KNOWN = 1000
+
+
+class Books(Generic[T]):
+    """The state of a `Pool`, and the decisions on it.
+
+    Attributes that the quick way reads without the lock:
+        _idle: the free slots, the one used last at the right end.
+        _quiet_until: until this monotonic time a checkout may simply take a free slot.
+        _attention: a return must see whether somebody waits, the pool is closed, or there is a slot too many.
+    """
+
+    name: str
+    _clock: Callable[[], float]
+    _fairness: float
+    _max_size: int
+    _min_size: int
+    _max_waiting: int | None
+    _max_idle: float | None
+    _tend_every: float
+
+    def _open_books(self) -> None:
+        self._lock = threading.RLock()
+        self._gone = threading.Condition(self._lock)
+        self._line: Line[Slot[T]] = Line(self._lock, self._fairness)
+        self._idle: deque[Slot[T]] = deque()
+        self._slots: set[Slot[T]] = set()
+        self._index: dict[int, Slot[T]] = {}
+        self._reclaimed_loans: deque[float] = deque(maxlen=_RECLAIMED_KNOWN)
+        self._closed = False
+        self._attention = False
+        self._tend_at = self._clock() + self._tend_every
+        self._quiet_until = self._tend_at
+        self._held = Histogram()
+        self._waits = Histogram()
+        self._timeouts = self._opened = self._closed_items = self._discarded = self._reclaimed = 0
+
+    def _look(self) -> None:
+        """Work out anew what the quick way may do without asking. To be called after each change of the books."""
+        self._attention = self._closed or len(self._line) > 0 or len(self._slots) > self._max_size
+        self._quiet_until = -NEVER if self._closed else min(self._line.overdue_at, self._tend_at)
+
+    # -- asking for an item
+
+    def _claim(self, now: float) -> Slot[T] | None:
+        """Give the caller a slot, or None if it has to wait. There are four cases:
+
+        1. The pool is closed: nobody gets anything.
+        2. Somebody has waited for too long: it is their turn.
+        3. A slot is free: take it.
+        4. There is room for one more: take a new slot, to be opened by the caller (its item is None).
+        """
+        if self._closed:
+            raise PoolClosed(f"{self!r} is closed")
+        if now >= self._line.overdue_at:
+            return None
+        return self._free_slot()
+
+    def _free_slot(self) -> Slot[T] | None:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            pass
+        if len(self._slots) >= self._max_size:
+            return None
+        slot: Slot[T] = Slot()
+        self._slots.add(slot)
+        return slot
+
+    def _join(self, started: float, deadline: float | None) -> Waiter[Slot[T]]:
+        """Put the caller in the line, unless something has come free, or it may not wait."""
+        now = self._clock()
+        slot = self._claim(now)
+        if slot is not None:
+            waiter: Waiter[Slot[T]] = Waiter(self._lock, now)
+            waiter.given = slot
+            return waiter
+        if self._hopeless(deadline):
+            if self._line_is_full():
+                raise PoolFull(f"{self._state()}: as many callers wait already as max_waiting allows")
+            raise self._timed_out(now, started)
+        waiter = self._line.join(now)
+        self._hand_out(now)
+        return waiter
+
+    def _line_is_full(self) -> bool:
+        return self._max_waiting is not None and len(self._line) >= self._max_waiting
+
+    def _hopeless(self, deadline: float | None) -> bool:
+        """Tell whether a caller that finds nothing free must be sent away at once."""
+        return self._line_is_full() or (deadline is not None and self._clock() >= deadline)
+
+    def _sleep(self, waiter: Waiter[Slot[T]], seconds: float) -> None:
+        """Have the caller sleep in the line. Woken without being handed anything, it may take what is free."""
+        waiter.sleep(seconds)
+        if waiter.given is not None or waiter.error is not None:
+            return
+        if self._line.woken is waiter:
+            self._line.woken = None
+            slot = self._free_slot()
+            if slot is not None:
+                self._serve(waiter, slot)
+        self._hand_out(self._clock())
+
+    def _serve(self, waiter: Waiter[Slot[T]], slot: Slot[T]) -> None:
+        """Hand a free slot to a waiter."""
+        try:
+            self._waits.record(self._clock() - waiter.since)
+            self._line.give(waiter, slot)
+        except BaseException:
+            if waiter.given is not slot:
+                self._put_back(slot)
+            raise
+
+    def _leave(self, waiter: Waiter[Slot[T]]) -> Slot[T] | None:
+        """Take the caller out of the line, and return what it was handed in the meantime."""
+        self._line.leave(waiter)
+        given, waiter.given = waiter.given, None
+        self._hand_out(self._clock())
+        return given
+
+    def _give_up(self, waiter: Waiter[Slot[T]], started: float) -> None:
+        """Have the caller fail, unless its wait has ended by itself."""
+        if waiter.given is None and waiter.error is None:
+            raise self._timed_out(self._clock(), started)
+
+    def _timed_out(self, now: float, started: float) -> PoolTimeout:
+        self._timeouts += 1
+        holders = sorted(self._lease_infos(now), key=lambda info: -info.age)
+        named = "; ".join(map(str, holders[:_HOLDERS_NAMED])) or "nobody"
+        return PoolTimeout(f"{self._state()}: nothing came free in {now - started:.3f} s. Held longest by: {named}")
+
+    # -- giving out what is free
+
+    def _hand_out(self, now: float) -> None:
+        """Give what is free to those who wait: in order when it is time for that, else by waking the head."""
+        try:
+            while not self._closed and (head := self._line.head()) is not None:
+                if now < self._line.overdue_at and len(self._slots) >= self._max_size:
+                    if self._idle and self._line.woken is None:
+                        self._line.wake(head)
+                    break
+                slot = self._free_slot()
+                if slot is None:
+                    break
+                self._serve(head, slot)
+        finally:
+            self._look()
+
+    def _settle(self) -> list[Slot[T]]:
+        """Hand out what is free. Return the slots that nobody may have, and that the caller is to close."""
+        self._hand_out(self._clock())
+        surplus: list[Slot[T]] = []
+        while self._closed or len(self._slots) - len(surplus) > self._max_size:
+            try:
+                surplus.append(self._idle.popleft())
+            except IndexError:
+                break
+        return surplus
+
+    def _put_back(self, slot: Slot[T]) -> None:
+        """Take a slot back that nobody has used."""
+        if slot.item is None:
+            self._slots.discard(slot)
+        else:
+            self._idle.append(slot)
+
+    # -- opening and closing
+
+    def _admit(self, slot: Slot[T], item: T, parts: dict[int, int], expires: float) -> None:
+        """Enter a newly opened item in the books."""
+        if self._closed:
+            raise PoolClosed(f"{self!r} was closed while an item was opened")
+        twin = self._index.get(id(item))
+        if twin is not None and twin.item is item:
+            raise ValueError(f"the factory of {self!r} returned the same object twice: {item!r}")
+        slot.parts = parts
+        slot.expires = min(slot.expires, expires)
+        slot.good_until = slot.expires
+        self._index[id(item)] = slot
+        slot.item = item
+        self._opened += 1
+
+    def _claim_missing(self) -> Slot[T] | None:
+        """Take a new slot if fewer than `min_size` are there."""
+        if self._closed or len(self._slots) >= self._min_size:
+            return None
+        slot: Slot[T] = Slot()
+        self._slots.add(slot)
+        return slot
+
+    def _forget(self, slot: Slot[T], discarded: bool) -> list[Slot[T]]:
+        """Strike a slot whose item is closed, or was never opened, off the books."""
+        if slot in self._slots:
+            if slot.item is not None:
+                if self._index.get(id(slot.item)) is slot:
+                    del self._index[id(slot.item)]
+                self._held.add(slot.held)
+                self._closed_items += 1
+                self._discarded += discarded
+            slot.item = None  # type: ignore[assignment]  # the slot is dead
+            self._slots.discard(slot)
+        if self._closed and not self._slots:
+            self._gone.notify_all()
+        return self._settle()
+
+    def _trim(self, now: float) -> list[Slot[T]]:
+        """Take the slots that are too old, or idle for too long, out of the books' free ones."""
+        self._tend_at = now + self._tend_every
+        spare = len(self._slots) - self._min_size
+        surplus, kept = [], []
+        while self._idle:
+            try:
+                slot = self._idle.popleft()
+            except IndexError:
+                break
+            if now >= slot.expires or (spare > 0 and self._max_idle is not None and now - slot.since >= self._max_idle):
+                surplus.append(slot)
+                spare -= 1
+            else:
+                kept.append(slot)
+        self._idle.extendleft(reversed(kept))
+        self._look()
+        return surplus
+
+    def _condemn_all(self) -> list[Slot[T]]:
+        """Have every item replaced: the free ones now, the lent ones on their return."""
+        for slot in self._slots:
+            slot.condemn()
+        return self._take_idle()
+
+    def _take_idle(self) -> list[Slot[T]]:
+        taken: list[Slot[T]] = []
+        while self._idle:
+            try:
+                taken.append(self._idle.pop())
+            except IndexError:
+                break
+        return taken
+
+    def _shut(self) -> list[Slot[T]]:
+        """Close the books to new borrowers, and send the waiters away."""
+        self._closed = True
+        self._look()
+        for waiter in self._line:
+            self._line.fail(waiter, PoolClosed(f"{self!r} was closed while this call waited"))
+        self._look()
+        return self._take_idle()
+
+    def _wait_for_returns(self, seconds: float) -> bool:
+        """Sleep until the books of a closed pool are empty; tell whether they are."""
+        if self._slots:
+            self._gone.wait(seconds)
+        return not self._slots
+
+    def _resized(self, max_size: int, min_size: int) -> list[Slot[T]]:
+        if self._closed:
+            raise PoolClosed(f"{self!r} is closed")
+        self._max_size, self._min_size = max_size, min_size
+        return self._settle()
+
+    # -- looking after what went wrong
+
+    def _find_lost(self) -> list[Slot[T]]:
+        """Return the slots that nobody has, and take out of the line those who left it without a word."""
+        for waiter in reclaim.ghosts(self._line):
+            self._line.leave(waiter)
+        self._hand_out(self._clock())
+        return reclaim.lost_slots(self._slots, tuple(self._idle), self._index)
+
+    def _count_reclaimed(self, loan: float) -> None:
+        self._reclaimed += 1
+        self._reclaimed_loans.append(loan)
+
+    def _break_deadlock(self) -> None:
+        """If those who wait hold everything between them, send the one that closed the circle away."""
+        if self._idle or len(self._slots) < self._max_size:
+            return
+        circle = deadlock.find_circle(self._slots, self._line)
+        if circle is not None:
+            victim, error = circle
+            self._line.fail(victim, type(error)(f"{self._state()}: {error}"))
+            self._look()
+
+    # -- telling
+
+    def _lease_infos(self, now: float) -> list[LeaseInfo]:
+        return [info for slot in list(self._slots) if (info := slot.lease_info(now)) is not None]
+
+    def _snapshot(self) -> PoolStats:
+        slots = list(self._slots)
+        idle = min(len(self._idle), len(slots))
+        opening = sum(slot.item is None for slot in slots)
+        held = Histogram()
+        held.add(self._held)
+        lent = 0
+        for slot in slots:
+            lent += len(slot.loan)
+            held.add(slot.held)
+        held_seconds = held.frozen()
+        return PoolStats(
+            name=self.name,
+            size=len(slots),
+            idle=idle,
+            in_use=len(slots) - idle - opening,
+            opening=opening,
+            waiting=len(self._line),
+            max_size=self._max_size,
+            min_size=self._min_size,
+            checkouts=held_seconds.count + lent,
+            timeouts=self._timeouts,
+            opened=self._opened,
+            closed=self._closed_items,
+            discarded=self._discarded,
+            reclaimed=self._reclaimed,
+            wait_seconds=self._waits.frozen(),
+            held_seconds=held_seconds,
+        )
+
+    def _state(self) -> str:
+        """Describe the pool in a phrase, for errors: without user code, and cheap."""
+        size, idle, waiting = len(self._slots), len(self._idle), len(self._line)
+        in_use = max(0, size - idle)
+        return f"pool {self.name!r} (size {size} of at most {self._max_size}, {in_use} in use, {waiting} waiting)"
+
+    def __repr__(self) -> str:
+        closed = "closed, " if self._closed else ""
+        size = f"size {len(self._slots)} of at most {self._max_size}"
+        return f"<{type(self).__name__} {self.name!r}: {closed}{size}, {len(self._idle)} idle, {len(self._line)} waiting>"
+

@@ -1,0 +1,185 @@
+"""One item of a pool and its loan: who has it, since when, and how it comes back.
+
+A `Slot` is the pool's record of one item, from before it is opened until after it is closed. A `Lease` is one loan, the
+object that a `with` block holds.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import weakref
+from itertools import islice
+from types import CodeType, FrameType, TracebackType
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from sqlitepool.stats import Histogram, LeaseInfo
+from sqlitepool.waiting import NEVER
+
+if TYPE_CHECKING:
+    from types import EllipsisType
+
+    from sqlitepool.pool import Pool
+
+T = TypeVar("T")
+_frame = sys._getframe
+
+
+class Borrower:
+    """A thread, as the one that took an item. Outlives the thread, and knows that it ended."""
+
+    __slots__ = ("_presence", "thread")
+
+    def __init__(self, presence: _Presence) -> None:
+        self.thread = threading.current_thread()
+        self._presence = weakref.ref(presence)
+
+    @property
+    def is_gone(self) -> bool:
+        """The thread has ended. Names and idents are used again, even while threads live, so they prove nothing."""
+        return self._presence() is None
+
+
+class _Presence:
+    """Lives in a thread's local storage, and therefore just as long as the thread."""
+
+    __slots__ = ("__weakref__",)
+
+
+class _Here(threading.local):
+    def __init__(self) -> None:
+        self.presence = _Presence()
+        self.borrower = Borrower(self.presence)
+
+
+_here = _Here()
+
+
+class Slot(Generic[T]):
+    """The pool's record of one item.
+
+    Ownership is a single step: `loan` holds the time of the checkout while the item is lent and is empty otherwise;
+    appending to a list and popping from it cannot be interrupted half way, nor done twice.
+
+    Attributes:
+        item: the item, None while it is being opened.
+        loan: empty, or the monotonic time at which the item was lent.
+        good_until: the monotonic time until which an idle item may be lent without a closer look.
+        expires: the monotonic time from which it is not lent again: its lifetime, or at once when discarded.
+        since: the monotonic time at which it was last taken or came back.
+        frame: the `id` of the frame that entered the `with` block, 0 for `acquire()`. While that block is open the
+            frame lives, and no other object can have its id.
+        code, instruction: where in which code the item was taken; becomes a line number when somebody asks.
+        borrower: the thread that took it.
+        held: how long each loan took. Only the owner of the moment writes it, which is why it is exact without a lock.
+        parts: see `reclaim.parts_of`.
+    """
+
+    __slots__ = (
+        "borrower", "code", "expires", "frame", "good_until", "held", "instruction", "item", "loan", "parts", "since",
+    )  # fmt: skip
+
+    item: T
+
+    def __init__(self) -> None:
+        self.item = None  # type: ignore[assignment]  # as long as it is being opened
+        self.loan: list[float] = []
+        self.good_until = NEVER
+        self.expires = NEVER
+        self.since = 0.0
+        self.frame = 0
+        self.code: CodeType | None = None
+        self.instruction = 0
+        self.borrower: Borrower | None = None
+        self.held = Histogram()
+        self.parts: dict[int, int] = {}
+
+    def condemn(self) -> None:
+        """Have the item closed rather than lent again."""
+        self.good_until = self.expires = -NEVER
+
+    @property
+    def where(self) -> str:
+        """`file:line in function` that took the item."""
+        code = self.code
+        if code is None:
+            return "an unknown line"
+        position = next(islice(code.co_positions(), self.instruction // 2, None), (None,))
+        return f"{code.co_filename}:{position[0] or code.co_firstlineno} in {code.co_qualname}"
+
+    def lease_info(self, now: float) -> LeaseInfo | None:
+        """Describe the loan, None if there is none. `now` is the monotonic time."""
+        borrower = self.borrower
+        try:
+            age = now - self.loan[0]
+        except IndexError:
+            return None
+        if borrower is None:  # lent this very moment
+            return None
+        thread = borrower.thread
+        return LeaseInfo(thread.name, thread.ident or 0, time.time() - age, age, self.where)
+
+
+class Lease(Generic[T]):
+    """One loan of one item: `with pool.connection() as item`. Made by `Pool.connection`; to be entered once at a time.
+
+    The item is taken when the block is entered and returned when it ends, whatever happened in it, by whichever thread
+    ends it.
+    """
+
+    __slots__ = ("_loan", "_pool", "_slot", "_timeout")
+
+    def __init__(self, pool: Pool[T], timeout: float | EllipsisType | None) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._slot: Slot[T] | None = None
+
+    def __enter__(self) -> T:
+        pool = self._pool
+        if self._slot is not None:
+            raise RuntimeError("this lease is in use: call pool.connection() once for each with block")
+        slot = None
+        try:
+            slot = pool._checkout(self._timeout)
+            frame = _frame(1)
+            slot.code = frame.f_code
+            slot.instruction = frame.f_lasti
+            slot.frame = id(frame)
+            slot.borrower = _here.borrower
+            self._loan = slot.since
+            slot.loan.append(slot.since)
+            self._slot = slot
+            return slot.item
+        except BaseException:
+            self._slot = None
+            if slot is not None:
+                lost, slot = slot, None
+                pool._undo_checkout(lost)
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        slot = self._slot
+        try:
+            if slot is not None:
+                self._slot = None
+                self._pool._return(slot, self._loan, kind is None)
+        except BaseException:
+            self._slot = slot = None
+            raise
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._pool!r}, {'out' if self._slot is not None else 'not lent'}>"
+
+
+def lend(slot: Slot[T], frame: FrameType) -> T:
+    """Lend the slot's item to the code of `frame`, outside a `with` block."""
+    slot.code = frame.f_code
+    slot.instruction = frame.f_lasti
+    slot.frame = 0
+    slot.borrower = _here.borrower
+    slot.loan.append(slot.since)
+    return slot.item
+

@@ -1,0 +1,149 @@
+"""What a pool tells of itself: frozen dataclasses, and the histogram that feeds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import frexp
+from typing import Self
+
+# Bucket e holds durations in [2**(e-1), 2**e) seconds, for e from -31 (half a nanosecond) to 32 (a century). A negative
+# index counts from the end of the list, as Python's do: recording needs no arithmetic.
+_BUCKETS = 64
+
+
+class Histogram:
+    """Durations as they come, recorded by one thread at a time: whoever owns the slot, or holds the lock."""
+
+    __slots__ = ("buckets", "longest", "total")
+
+    def __init__(self) -> None:
+        self.buckets = [0] * _BUCKETS
+        self.total = 0.0
+        self.longest = 0.0
+
+    def record(self, seconds: float) -> None:
+        """Count one duration."""
+        self.buckets[frexp(seconds)[1]] += 1
+        self.total += seconds
+        if seconds > self.longest:
+            self.longest = seconds
+
+    def add(self, other: Self) -> None:
+        """Count all that `other` has counted."""
+        self.buckets = [mine + theirs for mine, theirs in zip(self.buckets, other.buckets, strict=True)]
+        self.total += other.total
+        self.longest = max(self.longest, other.longest)
+
+    def frozen(self) -> Durations:
+        """Return what has been counted so far."""
+        return Durations(sum(self.buckets), self.total, self.longest, tuple(self.buckets))
+
+
+@dataclass(frozen=True, slots=True)
+class Durations:
+    """How long something took, over the life of a pool. All times are seconds."""
+
+    count: int
+    total: float
+    max: float
+    buckets: tuple[int, ...] = field(repr=False)
+
+    @property
+    def mean(self) -> float:
+        """The average, 0.0 when nothing was counted."""
+        return self.total / self.count if self.count else 0.0
+
+    @property
+    def p50(self) -> float:
+        """The median, as exact as `quantile`."""
+        return self.quantile(0.50)
+
+    @property
+    def p99(self) -> float:
+        """What 99 of 100 stayed below, as exact as `quantile`."""
+        return self.quantile(0.99)
+
+    def quantile(self, q: float) -> float:
+        """Return the duration, in seconds, that the share `q` of all stayed below; 0.0 when nothing was counted.
+
+        Durations are counted in buckets that double in width, so the answer is an upper bound that is at most twice
+        the true value, and never more than `max`.
+
+        Args:
+            q: the share, from 0.0 to 1.0.
+
+        Raises:
+            ValueError: `q` is outside that range.
+        """
+        if not 0.0 <= q <= 1.0:
+            raise ValueError(f"a quantile is a share from 0.0 to 1.0, not {q!r}")
+        wanted, seen = q * self.count, 0
+        for exponent in range(-_BUCKETS // 2 + 1, _BUCKETS // 2 + 1):
+            seen += self.buckets[exponent]
+            if seen and seen >= wanted:
+                return min(2.0**exponent, self.max)
+        return self.max
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """A pool at one moment. `idle + in_use + opening == size`, always; the counters are exact.
+
+    Attributes:
+        name: the pool's name.
+        size: items alive, those being opened included; at most `max_size`.
+        idle: items that nobody has.
+        in_use: items lent, or on their way out of the pool or back into it.
+        opening: items whose factory is running.
+        waiting: callers that wait for an item.
+        max_size: the bound.
+        min_size: how many stay open however long they are idle.
+        checkouts: how often an item was lent.
+        timeouts: how often a caller got `PoolTimeout`.
+        opened: how often the factory succeeded.
+        closed: how many items were closed.
+        discarded: how many of those were closed because they could not be lent again (`discard`, a failed reset or
+            check), and not for their age or with the pool.
+        reclaimed: items that their borrower lost without returning them and that the pool took back.
+        wait_seconds: the waits of those checkouts that had to wait.
+        held_seconds: how long items were lent.
+    """
+
+    name: str
+    size: int
+    idle: int
+    in_use: int
+    opening: int
+    waiting: int
+    max_size: int
+    min_size: int
+    checkouts: int
+    timeouts: int
+    opened: int
+    closed: int
+    discarded: int
+    reclaimed: int
+    wait_seconds: Durations
+    held_seconds: Durations
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseInfo:
+    """One item on loan: who has it, since when, and which line took it.
+
+    Attributes:
+        thread_name: the name of the thread that took it (a lease may have moved on to another since).
+        thread_id: that thread's `threading.get_ident()`.
+        since: when it was taken, in seconds since the epoch, as `time.time()` counts.
+        age: for how long it has been lent, in seconds.
+        where: `file:line in function` that took it.
+    """
+
+    thread_name: str
+    thread_id: int
+    since: float
+    age: float
+    where: str
+
+    def __str__(self) -> str:
+        return f"thread {self.thread_name!r} for {self.age:.3f} s, taken at {self.where}"

@@ -1,0 +1,127 @@
+"""Who gets the next free item.
+
+The rule is bounded barging: whoever asks may take a free item until the longest waiter has waited `fairness` seconds;
+from then on free items are handed to the waiters in order. Barging keeps a busy pool fast, because a thread that runs
+already takes the item without a switch; the bound keeps it fair, because nobody can be passed over for longer. It is a
+queue at a counter where a regular may call out an order, until somebody in the queue looks at the watch.
+
+A waiter keeps its place while others barge. At most one wake-up is under way: the head of the line is woken, and if
+somebody was quicker it goes back to sleep where it was. Whoever leaves the line, served or not, passes a wake-up that
+was meant for it on: the pool calls `Line.leave` and then looks again at what is free.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from threading import Condition, get_ident
+from typing import Any, Generic, ParamSpec, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+P = ParamSpec("P")
+
+NEVER = float("inf")
+_NOT_HELD = ("cannot release un-acquired lock",)
+
+
+def locked(lock: Any, decide: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Return `decide(*args)`, called with the lock held. Whatever is raised, wherever, the lock is free again.
+
+    The `RLock` itself is entered and left, which C code does at a stroke; `with condition:` would run Python code that
+    a signal handler can interrupt half way. Two cases remain. `Condition.wait`, interrupted just after it let
+    go of the lock, leaves without it: then there is nothing to release. And a tracing tool can raise between the
+    end of the block and the release.
+    """
+    held_before = lock._is_owned()
+    try:
+        with lock:
+            return decide(*args, **kwargs)
+    except BaseException as error:
+        if not held_before and lock._is_owned():
+            lock.release()
+        if isinstance(error, RuntimeError) and error.args == _NOT_HELD and error.__context__ is not None:
+            raise error.__context__ from None
+        raise
+
+
+class Waiter(Generic[T]):
+    """One caller in the line. What it is handed stands in `given`; what it must raise instead, in `error`."""
+
+    __slots__ = ("condition", "error", "given", "since", "thread_id")
+
+    def __init__(self, lock: Any, since: float) -> None:
+        self.condition = Condition(lock)
+        self.since = since
+        self.thread_id = get_ident()
+        self.given: T | None = None
+        self.error: BaseException | None = None
+
+    def sleep(self, seconds: float | None) -> None:
+        """Sleep until notified, at most for `seconds`; not at all when something is here already. Needs the lock."""
+        if self.given is None and self.error is None:
+            self.condition.wait(seconds)
+
+
+class Line(Generic[T]):
+    """The waiters in order of arrival, and what the rule says of them. All but `overdue_at` needs the lock.
+
+    Attributes:
+        overdue_at: when the longest waiter will have waited `fairness` seconds, on the clock of `since`; never, when
+            nobody waits. May be read without the lock: it says whether barging is still allowed.
+        woken: the waiter whose wake-up is under way.
+    """
+
+    __slots__ = ("_fairness", "_lock", "_waiters", "overdue_at", "woken")
+
+    def __init__(self, lock: Any, fairness: float) -> None:
+        self._lock = lock
+        self._fairness = fairness
+        self._waiters: OrderedDict[Waiter[T], None] = OrderedDict()
+        self.overdue_at = NEVER
+        self.woken: Waiter[T] | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiters)
+
+    def __iter__(self) -> Iterator[Waiter[T]]:
+        return iter(list(self._waiters))
+
+    def join(self, since: float) -> Waiter[T]:
+        """Add the calling thread at the end of the line."""
+        waiter: Waiter[T] = Waiter(self._lock, since)
+        self._waiters[waiter] = None
+        self._look_at_head()
+        return waiter
+
+    def leave(self, waiter: Waiter[T]) -> None:
+        """Take `waiter` out of the line; does nothing if it is not in it."""
+        self._waiters.pop(waiter, None)
+        if self.woken is waiter:
+            self.woken = None
+        self._look_at_head()
+
+    def head(self) -> Waiter[T] | None:
+        """Return the longest waiter."""
+        return next(iter(self._waiters), None)
+
+    def give(self, waiter: Waiter[T], thing: T) -> None:
+        """Hand `thing` to `waiter`, which leaves the line with it."""
+        waiter.given = thing
+        self.leave(waiter)
+        waiter.condition.notify()
+
+    def fail(self, waiter: Waiter[T], error: BaseException) -> None:
+        """Have `waiter` leave the line and raise `error`."""
+        waiter.error = error
+        self.leave(waiter)
+        waiter.condition.notify()
+
+    def wake(self, waiter: Waiter[T]) -> None:
+        """Wake `waiter` to try its luck; it keeps its place."""
+        self.woken = waiter
+        waiter.condition.notify()
+
+    def _look_at_head(self) -> None:
+        head = self.head()
+        self.overdue_at = NEVER if head is None else head.since + self._fairness
