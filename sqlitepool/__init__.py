@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from sqlitepool.connection_pool import ConnectionPool
 from sqlitepool.errors import (
     FileReplaced,
     ForeignItem,
@@ -15,6 +16,7 @@ from sqlitepool.errors import (
 )
 from sqlitepool.pool import Pool
 from sqlitepool.stats import Durations, LeaseInfo, PoolStats
+from sqlitepool.tracking import Connection
 
 try:
     __version__ = version("sqlitepool")
@@ -22,6 +24,8 @@ except PackageNotFoundError:  # run from a checkout that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "Connection",
+    "ConnectionPool",
     "Durations",
     "FileReplaced",
     "ForeignItem",

@@ -53,8 +53,9 @@ class Books(Generic[T]):
         self._reclaimed_loans: deque[float] = deque(maxlen=_RECLAIMED_KNOWN)
         self._closed = False
         self._attention = False
-        self._tend_at = self._clock() + self._tend_every
-        self._quiet_until = self._tend_at
+        self._trim_at = self._clock() + self._tend_every
+        self._watch_at = NEVER
+        self._quiet_until = self._trim_at
         self._held = Histogram()
         self._waits = Histogram()
         self._timeouts = self._opened = self._closed_items = self._discarded = self._reclaimed = 0
@@ -62,7 +63,7 @@ class Books(Generic[T]):
     def _look(self) -> None:
         """Work out anew what the quick way may do without asking. To be called after each change of the books."""
         self._attention = self._closed or len(self._line) > 0 or len(self._slots) > self._max_size
-        self._quiet_until = -NEVER if self._closed else min(self._line.overdue_at, self._tend_at)
+        self._quiet_until = -NEVER if self._closed else min(self._line.overdue_at, self._trim_at, self._watch_at)
 
     # -- asking for an item
 
@@ -230,7 +231,7 @@ class Books(Generic[T]):
 
     def _trim(self, now: float) -> list[Slot[T]]:
         """Take the slots that are too old, or idle for too long, out of the books' free ones."""
-        self._tend_at = now + self._tend_every
+        self._trim_at = now + self._tend_every
         spare = len(self._slots) - self._min_size
         surplus, kept = [], []
         while self._idle:
@@ -246,6 +247,11 @@ class Books(Generic[T]):
         self._idle.extendleft(reversed(kept))
         self._look()
         return surplus
+
+    def _watch_from(self, moment: float) -> None:
+        """Have checkouts call `_tend` from that monotonic time on."""
+        self._watch_at = moment
+        self._look()
 
     def _condemn_all(self) -> list[Slot[T]]:
         """Have every item replaced: the free ones now, the lent ones on their return."""

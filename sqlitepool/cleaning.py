@@ -1,8 +1,8 @@
 """The end of a loan: end the transaction, prove the connection clean or undo what was done, or retire it.
 
-The rule is *clean or not at all*. `clean` undoes what can be undone exactly and says no to everything else; whoever gets
-a no calls `retire`. Nearly every loan leaves `touched` empty, no transaction and no open cursor, and pays less than half
-a microsecond here.
+The rule is *clean or not at all*. `clean` undoes what can be undone exactly and says no to everything else; whoever
+gets a no calls `retire`. Nearly every loan leaves `touched` empty, no transaction and no open cursor, and pays less
+than half a microsecond here.
 """
 
 from __future__ import annotations
@@ -200,13 +200,9 @@ def _restore_pragmas(conn: Connection) -> bool:
     """Set changed PRAGMAs back. All are read again at the end: one may change the answer of another."""
     pragmas = {kind[7:]: value for kind, value in conn.before.items() if kind.startswith("pragma:")}
     for name, value in pragmas.items():
-        if _pragma(conn, name) != value:
+        if conn.read_pragma(name) != value:
             conn.read(f"PRAGMA {name} = {value}")
-    return all(_pragma(conn, name) == value for name, value in pragmas.items())
-
-
-def _pragma(conn: Connection, name: str) -> Any:
-    return conn.read(f"PRAGMA {name}")[0][0]
+    return all(conn.read_pragma(name) == value for name, value in pragmas.items())
 
 
 def _restore_databases(conn: Connection) -> bool:

@@ -12,7 +12,7 @@ import time
 import weakref
 from itertools import islice
 from types import CodeType, FrameType, TracebackType
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sqlitepool.stats import Histogram, LeaseInfo
 from sqlitepool.waiting import NEVER
@@ -64,6 +64,7 @@ class Slot(Generic[T]):
 
     Attributes:
         item: the item, None while it is being opened.
+        base: what the item is built on, for the use of subclasses of `Pool`: the connection in a wrapper.
         loan: empty, or the monotonic time at which the item was lent.
         good_until: the monotonic time until which an idle item may be lent without a closer look.
         expires: the monotonic time from which it is not lent again: its lifetime, or at once when discarded.
@@ -77,13 +78,15 @@ class Slot(Generic[T]):
     """
 
     __slots__ = (
-        "borrower", "code", "expires", "frame", "good_until", "held", "instruction", "item", "loan", "parts", "since",
+        "base", "borrower", "code", "expires", "frame", "good_until", "held", "instruction", "item", "loan", "parts",
+        "since",
     )  # fmt: skip
 
     item: T
 
     def __init__(self) -> None:
         self.item = None  # type: ignore[assignment]  # as long as it is being opened
+        self.base: Any = None
         self.loan: list[float] = []
         self.good_until = NEVER
         self.expires = NEVER
@@ -174,10 +177,15 @@ class Lease(Generic[T]):
         return f"<{type(self).__name__} of {self._pool!r}, {'out' if self._slot is not None else 'not lent'}>"
 
 
-def lend(slot: Slot[T], frame: FrameType) -> T:
-    """Lend the slot's item to the code of `frame`, outside a `with` block."""
+def note_place(slot: Slot[T], frame: FrameType) -> None:
+    """Write down which line of code took the item."""
     slot.code = frame.f_code
     slot.instruction = frame.f_lasti
+
+
+def lend(slot: Slot[T], frame: FrameType) -> T:
+    """Lend the slot's item to the code of `frame`, outside a `with` block."""
+    note_place(slot, frame)
     slot.frame = 0
     slot.borrower = _here.borrower
     slot.loan.append(slot.since)

@@ -1,36 +1,23 @@
-"""`Pool`: a bounded pool that lends items of any kind to threads and takes them back.
-
-How nothing is lost. Every item, from before it is opened until after it is closed, has a `Slot` in the pool's books, so an
-interrupted call (Ctrl-C, a signal handler that raises) can lose track of a slot but never lose the slot. Each function
-that has a slot in its hands returns it when anything is raised. What slips through all the same, because the exception came
-between two functions, is found by the audit (`reclaim.py`): a slot that is not idle, and that nobody refers to, is lost.
-
-How it is quick. Free slots stand in a `deque`, whose `pop` and `append` are single steps for all threads; while nothing
-out of the ordinary is going on (`_quiet_until`, `_attention`) a checkout and a return are one such step each, without
-the lock. Everything else is decided under the lock by a short function of `books.py` that only changes the books and returns
-what is to be opened or closed. User code never runs while the lock is held.
-"""
+"""`Pool`: a bounded pool that lends items of any kind to threads and takes them back."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-import random
 import sys
 import time
-import warnings
 import weakref
 from collections.abc import Callable
 from types import EllipsisType, TracebackType
 from typing import Any, Self, TypeVar
 
-from sqlitepool import checks, fork, reclaim
-from sqlitepool.books import Books
+from sqlitepool import checks, fork
 from sqlitepool.errors import ForeignItem
 from sqlitepool.fork import same_process
 from sqlitepool.lease import Lease, Slot, lend
+from sqlitepool.lending import MOST_PATIENCE, Lending
 from sqlitepool.stats import LeaseInfo, PoolStats
-from sqlitepool.waiting import NEVER, Waiter, locked
+from sqlitepool.waiting import NEVER, locked
 
 T = TypeVar("T")
 
@@ -39,11 +26,6 @@ _numbers = itertools.count(1)
 
 # An item idle for this long (seconds) is looked at by `check` before it is lent.
 _CHECK_AFTER = 1.0
-# A waiter sleeps this long (seconds) before it looks for lost items and deadlocks; then twice as long, up to the most.
-_PATIENCE = 0.01
-_MOST_PATIENCE = 1.0
-# No more than this share of a lifetime is cut at random, so that items opened together are not all replaced together.
-_JITTER = 0.1
 
 
 def _rollback(item: Any) -> None:
@@ -66,7 +48,7 @@ def _close(item: Any) -> None:
         close()
 
 
-class Pool(Books[T]):
+class Pool(Lending[T]):
     """Lends items to threads, each to one borrower at a time, and takes them back for reuse.
 
         pool = Pool(lambda: UserDatabase("app.db"), max_size=8)
@@ -262,7 +244,7 @@ class Pool(Books[T]):
         while True:
             self._reclaim()
             left = NEVER if deadline is None else deadline - self._clock()
-            if left <= 0 or locked(self._lock, self._wait_for_returns, min(left, _MOST_PATIENCE)):
+            if left <= 0 or locked(self._lock, self._wait_for_returns, min(left, MOST_PATIENCE)):
                 return self.leases()
 
     def stats(self) -> PoolStats:
@@ -283,214 +265,6 @@ class Pool(Books[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    # -- lending
-
-    def _checkout(self, timeout: float | EllipsisType | None) -> Slot[T]:
-        """Take a slot with an open item. The quick way first."""
-        slot = None
-        try:
-            now = self._clock()
-            if now < self._quiet_until and same_process[0]:
-                try:
-                    slot = self._idle.pop()
-                except IndexError:
-                    pass
-                else:
-                    if now < slot.good_until:
-                        slot.since = now
-                        return slot
-                    back, slot = slot, None
-                    self._idle.append(back)
-        except BaseException:
-            if slot is not None:
-                lost, slot = slot, None
-                self._undo_checkout(lost)
-            raise
-        return self._checkout_slowly(now, self._timeout if timeout is ... else timeout)
-
-    def _checkout_slowly(self, started: float, timeout: float | None) -> Slot[T]:
-        if not same_process[0]:
-            fork.start_anew()
-        deadline = None if timeout is None else started + timeout
-        slot = None
-        try:
-            while True:
-                now = self._clock()
-                self._tend(now)
-                slot = locked(self._lock, self._claim, now)
-                if slot is None:
-                    slot = self._wait(started, deadline)
-                if slot.item is None:
-                    fresh, slot = slot, None
-                    self._open(fresh, deadline)
-                    slot = fresh
-                    slot.since = self._clock()
-                    return slot
-                slot.since, idle_for = (now := self._clock()), now - slot.since
-                if now < slot.expires and self._is_good(slot, idle_for):
-                    return slot
-                bad, slot = slot, None
-                self._retire(bad, discarded=now < bad.expires)
-        except BaseException:
-            if slot is not None:
-                lost, slot = slot, None
-                self._undo_checkout(lost)
-            raise
-
-    def _wait(self, started: float, deadline: float | None) -> Slot[T]:
-        """Wait in the line for a slot. Now and then, and before giving up, see whether the wait can ever end."""
-        waiter: Waiter[Slot[T]] | None = None
-        try:
-            if self._hopeless(deadline):
-                self._reclaim()
-            waiter = locked(self._lock, self._join, started, deadline)
-            pause = _PATIENCE
-            while waiter.given is None:
-                if waiter.error is not None:
-                    raise waiter.error
-                asleep = self._clock()
-                left = NEVER if deadline is None else deadline - asleep
-                rest = min(pause, left)
-                if rest > 0:
-                    locked(self._lock, self._sleep, waiter, rest)
-                if self._clock() - asleep >= rest:
-                    self._reclaim()
-                    locked(self._lock, self._break_deadlock)
-                    if rest == left:
-                        locked(self._lock, self._give_up, waiter, started)
-                    pause = min(pause * 2, _MOST_PATIENCE)
-            slot, waiter.given = waiter.given, None
-            return slot
-        except BaseException:
-            if waiter is not None:
-                given = locked(self._lock, self._leave, waiter)
-                if given is not None:
-                    lost, given = given, None
-                    self._undo_checkout(lost)
-            raise
-
-    def _undo_checkout(self, slot: Slot[T]) -> None:
-        """Take back a slot whose checkout was interrupted: its borrower has never seen the item."""
-        slot.loan.clear()
-        slot.frame = 0
-        locked(self._lock, self._put_back, slot)
-        self._attend()
-
-    # -- taking back
-
-    def _return(self, slot: Slot[T] | None, loan: float, commit: bool | None) -> None:
-        """End a loan. `commit`: its block ended well (True) or with an exception (False), or it was no block (None)."""
-        assert slot is not None
-        try:
-            now = self._clock()
-            if not same_process[0]:
-                fork.start_anew()
-            try:
-                found = slot.loan.pop()
-            except IndexError:
-                found = None
-            if found is not loan:
-                stale, slot = slot, None
-                self._refuse_return(stale, loan, found)
-                return
-            slot.frame = 0
-            slot.held.record(now - loan)
-            if self._finish(slot, commit) and now < slot.expires:
-                slot.since = now
-                slot.good_until = min(slot.expires, now + self._trusted_for)
-                back, slot = slot, None
-                self._idle.append(back)
-        except BaseException:
-            back = stale = None
-            if slot is None:
-                self._attend()
-            elif not slot.loan or slot.loan[0] is loan:
-                slot.loan.clear()
-                lost, slot = slot, None
-                self._retire(lost, discarded=True)
-            raise
-        if slot is not None:
-            self._retire(slot, discarded=True)
-        elif self._attention:
-            self._attend()
-
-    def _refuse_return(self, slot: Slot[T], loan: float, current: float | None) -> None:
-        """Say that a loan had ended before: an error, unless the pool itself ended it or this is another process."""
-        if current is not None:
-            slot.loan.append(current)
-        if slot in self._slots and loan not in self._reclaimed_loans:
-            raise ForeignItem(f"{slot.item!r} was returned to {self!r} before the block that it was lent to had ended")
-
-    def _attend(self) -> None:
-        """See to what a free slot or a change of the books may have made possible."""
-        line = self._line
-        if (
-            self._closed
-            or len(self._slots) > self._max_size
-            or (self._idle and (line.woken is None or self._clock() >= line.overdue_at))
-        ):
-            self._close_all(locked(self._lock, self._settle))
-
-    def _reclaim(self) -> bool:
-        """Take back what nobody can be using any more; tell whether there was any."""
-        lost = locked(self._lock, self._find_lost)
-        found = bool(lost)
-        while lost:
-            self._take_back_lost(lost.pop())
-        return found
-
-    def _take_back_lost(self, slot: Slot[T]) -> None:
-        info = slot.lease_info(self._clock())
-        if info is None:  # lost on its way, by an interrupted call of the pool itself: nobody knows in which state
-            self._retire(slot, discarded=True)
-            return
-        locked(self._lock, self._count_reclaimed, slot.loan[0])
-        self._return(slot, slot.loan[0], None)
-        warnings.warn(
-            f"pool {self.name!r} took back an item that was lost without being returned: {info}", ResourceWarning, 3
-        )
-
-    # -- opening and closing items
-
-    def _fill(self) -> None:
-        """Open items up to `min_size`."""
-        while (slot := locked(self._lock, self._claim_missing)) is not None:
-            self._open(slot, None)
-            self._undo_checkout(slot)
-
-    def _open(self, slot: Slot[T], deadline: float | None) -> None:
-        item = None
-        try:
-            item = self._create(slot, deadline)
-            if item is None:
-                raise TypeError(f"the factory of {self!r} returned None; it must return the item")
-            expires = NEVER
-            if self._max_lifetime is not None:
-                expires = self._clock() + self._max_lifetime * (1 - _JITTER * random.random())
-            locked(self._lock, self._admit, slot, item, reclaim.parts_of(item), expires)
-        except BaseException:
-            if slot.item is not None:
-                self._undo_checkout(slot)
-            else:
-                try:
-                    if item is not None and id(item) not in self._index:
-                        self._dispose(slot, item)
-                finally:
-                    self._close_all(locked(self._lock, self._forget, slot, False))
-            raise
-
-    def _retire(self, slot: Slot[T], discarded: bool) -> None:
-        """Close the slot's item, then give its place away."""
-        try:
-            if slot.item is not None:
-                self._dispose(slot, slot.item)
-        finally:
-            self._close_all(locked(self._lock, self._forget, slot, discarded))
-
-    def _close_all(self, slots: list[Slot[T]]) -> None:
-        while slots:
-            self._retire(slots.pop(), discarded=False)
 
     # -- user code, run without the lock; `ConnectionPool` has its own
 
@@ -528,7 +302,7 @@ class Pool(Books[T]):
 
     def _tend(self, now: float) -> None:
         """Do what is due from time to time, when somebody asks for an item."""
-        if now >= self._tend_at:
+        if now >= self._trim_at:
             self._close_all(locked(self._lock, self._trim, now))
 
     # -- forked children

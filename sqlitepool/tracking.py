@@ -42,7 +42,7 @@ _harmless = re.compile(
 ).match
 _is_pragma = re.compile(rf"{_GAP}PRAGMA\b", _FLAGS).match
 
-# Each word PRAGMA in a text: its schema, its name, and what follows. A look-ahead, so that none hides in another's match.
+# Each word PRAGMA in a text: its schema, its name, what follows. A look-ahead: none may hide in another's match.
 _NAME = r"[\"'`\[]?(\w+)[\"'`\]]?"
 _find_pragmas = re.compile(rf"\bPRAGMA\b(?={_GAP}(?:{_NAME}{_GAP}\.{_GAP})?{_NAME}{_GAP}([=(])?|)", _FLAGS).findall
 
@@ -203,6 +203,11 @@ class Connection(sqlite3.Connection):
         finally:
             _object_setattr(self, "text_factory", text_factory)
 
+    def read_pragma(self, name: str) -> Any:
+        """The value of a PRAGMA; None if it has none here, as `mmap_size` in memory."""
+        rows = self.read(f"PRAGMA {name}")
+        return rows[0][0] if rows else None
+
     def _note_script(self, script: str) -> None:
         self.touched.add("schema")
         if isinstance(script, str):  # anything else is refused by sqlite3
@@ -218,10 +223,13 @@ class Connection(sqlite3.Connection):
             if kind in self.touched:
                 continue
             self.touched.add(kind)
-            # With other databases attached from the start, which of them a PRAGMA changed is anybody's guess.
-            if name in RESTORABLE_PRAGMAS and schema == "main" and len(self.baseline.databases) <= 1:
+            # With other databases attached from the start, which of them a PRAGMA changed is anybody's guess. While
+            # there is no baseline, the connection is being opened: what is done now is what borrowers find.
+            if name in RESTORABLE_PRAGMAS and schema == "main" and len(self.baseline.databases) == 1:
                 with contextlib.suppress(sqlite3.Error):
-                    self.before[kind] = self.read(f"PRAGMA {name}")[0][0]
+                    value = self.read_pragma(name)
+                    if value is not None:
+                        self.before[kind] = value
 
 
 # Methods that change something, and the kind of state they change. `cleaning` knows the kinds that can be undone.

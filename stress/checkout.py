@@ -274,7 +274,7 @@ def running(everybody: list[Contestant], path: str) -> Iterator[dict[tuple[str, 
             if read:
                 read(100)
                 batches[one.name, "read"] = read
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             one.missing, one.problem = True, f"missing: {error}"
         except Exception as error:  # one that fails is named in the table, and the others go on
             one.problem = f"failed: {type(error).__name__}: {error}"

@@ -1,0 +1,377 @@
+"""`ConnectionPool`: a `Pool` of SQLite connections, or of objects that wrap them, that come back clean or not at all."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sqlite3
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from types import EllipsisType
+from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, overload
+
+from sqlitepool import checks, fork
+from sqlitepool.cleaning import clean, end_block, retire, set_baseline
+from sqlitepool.connection import Target, check_options, check_path, check_pragmas, normalise_path, open_connection
+from sqlitepool.errors import FileReplaced
+from sqlitepool.lease import Lease, Slot, note_place
+from sqlitepool.pool import Pool
+from sqlitepool.stats import LeaseInfo
+from sqlitepool.tracking import LAYOUT, Connection
+from sqlitepool.waiting import NEVER, locked
+
+T = TypeVar("T")
+W = TypeVar("W")
+
+# How often the database file is looked at, in seconds: the look costs as much as two checkouts.
+_WATCH_EVERY = 0.0002
+
+_MODES = ("deferred", "immediate", "exclusive")
+_FileId = tuple[int, int]
+
+
+class Options(TypedDict, total=False):
+    """What `ConnectionPool` takes besides: the options of `Pool`, and those of `sqlite3.connect`."""
+
+    max_size: int
+    min_size: int
+    timeout: float | None
+    max_waiting: int | None
+    max_idle: float | None
+    max_lifetime: float | None
+    fairness: float
+    reset: Callable[[Any], object] | None
+    check: Callable[[Any], object] | None
+    close: Callable[[Any], object] | None
+    name: str | None
+    detect_types: int
+    isolation_level: Literal["DEFERRED", "IMMEDIATE", "EXCLUSIVE"] | None
+    cached_statements: int
+    factory: type[Connection]
+    autocommit: bool | int
+
+
+_POOL_OPTIONS = frozenset(
+    "max_size min_size timeout max_waiting max_idle max_lifetime fairness reset check close name".split()
+)
+
+
+def _nothing(item: object) -> None:
+    """The default reset and close: the pool sees to the connection itself."""
+
+
+class ConnectionPool(Pool[T]):
+    """Lends connections to one SQLite database.
+
+        pool = ConnectionPool("app.db")
+        with pool.connection() as conn:
+            conn.execute("INSERT INTO visit (page) VALUES (?)", (page,))
+
+    A `connection()` block ends as `with conn:` does: committed when it succeeded, rolled back when it raised. What is left
+    open on `release` is rolled back, with a warning. Whatever else a borrower changed (PRAGMAs, row factories, temporary
+    tables, attached databases, handlers, open cursors) is undone before the next one gets the connection, or the connection is
+    closed and replaced.
+
+        pool = ConnectionPool("app.db", wrap=UserDatabase)   # lends UserDatabase(conn)
+
+    Args:
+        database: a path, a `file:` URI, or ":memory:" for one database in memory that all connections of the pool share.
+        wrap: called with each new connection; what it returns is lent instead of it. What it changes on the connection
+            (a row factory, say) stays. It must not keep a cursor: cursors end with each loan.
+        read_only: open the file so that nothing can be written; it must exist.
+        pragmas: PRAGMAs for each new connection, over the defaults of `sqlitepool.connection`, by name.
+        setup: called with each new connection, before `wrap`: to register functions, attach databases and so on.
+        if_replaced: what to do when the database file has been replaced or deleted underneath: "reopen" retires every
+            connection, with a `RuntimeWarning`, and opens the file that is there now; "raise" retires them
+            and raises `FileReplaced` on each checkout until the old file is back.
+        **options: those of `Pool` (`reset`, `check` and `close` get what is lent, before the pool sees to the
+            connection), and of `sqlite3.connect`: `detect_types`, `isolation_level` ("IMMEDIATE" unless given),
+            `cached_statements`, `factory` (a subclass of `sqlitepool.Connection`) and, from Python 3.12, `autocommit`.
+
+    Raises:
+        TypeError: an unknown option, or one of the wrong type.
+        ValueError: an unknown PRAGMA, or a value out of range.
+        FileNotFoundError: the folder of the database is missing, or with `read_only` the file.
+        IsADirectoryError: `database` is a folder.
+    """
+
+    @overload
+    def __init__(
+        self: ConnectionPool[Connection],
+        database: str | os.PathLike[str],
+        *,
+        wrap: None = None,
+        read_only: bool = False,
+        pragmas: Mapping[str, object] | None = None,
+        setup: Callable[[sqlite3.Connection], object] | None = None,
+        if_replaced: Literal["reopen", "raise"] = "reopen",
+        **options: Unpack[Options],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: ConnectionPool[W],
+        database: str | os.PathLike[str],
+        *,
+        wrap: Callable[[sqlite3.Connection], W],
+        read_only: bool = False,
+        pragmas: Mapping[str, object] | None = None,
+        setup: Callable[[sqlite3.Connection], object] | None = None,
+        if_replaced: Literal["reopen", "raise"] = "reopen",
+        **options: Unpack[Options],
+    ) -> None: ...
+
+    def __init__(
+        self,
+        database: str | os.PathLike[str],
+        *,
+        wrap: Callable[[sqlite3.Connection], Any] | None = None,
+        read_only: bool = False,
+        pragmas: Mapping[str, object] | None = None,
+        setup: Callable[[sqlite3.Connection], object] | None = None,
+        if_replaced: Literal["reopen", "raise"] = "reopen",
+        **options: Any,
+    ) -> None:
+        checks.callable_or_none("wrap", wrap)
+        checks.callable_or_none("setup", setup)
+        if if_replaced not in ("reopen", "raise"):
+            raise ValueError(f'if_replaced must be "reopen" or "raise", not {if_replaced!r}')
+        pool_options = {key: options.pop(key) for key in _POOL_OPTIONS & options.keys()}
+        check_options(options)
+        check_pragmas(pragmas or {})
+        self._read_only = read_only
+        self._target = normalise_path(database, read_only)
+        self._connect_options = options
+        self._pragmas = dict(pragmas or {})
+        self._setup = setup
+        self._wrap = wrap
+        self._raises = if_replaced == "raise"
+        check_path(self._target, read_only)
+        self._anchors: list[Connection] = []
+        self._file_id: _FileId | None = None
+        self._replaced = False
+        for hook in ("reset", "close"):
+            if pool_options.get(hook) is None:
+                pool_options[hook] = _close if hook == "close" and wrap is not None else _nothing
+        if pool_options.get("name") is None:
+            pool_options["name"] = os.path.basename(self._target.file or str(database))
+        super().__init__(_no_factory, **pool_options)
+
+    def transaction(
+        self, mode: Literal["deferred", "immediate", "exclusive"] = "immediate", timeout: float | EllipsisType | None = ...
+    ) -> Lease[T]:
+        """Return a lease whose block is one transaction: begun at once, committed at the end, or rolled back.
+
+            with pool.transaction() as conn:
+                ...
+
+        Args:
+            mode: how it begins (https://www.sqlite.org/lang_transaction.html). "immediate" takes the right to write at
+                once, so that no read in it has to become a write half way.
+            timeout: seconds to wait for a connection, as in `connection`. For the right to write it is the PRAGMA
+                `busy_timeout` that counts.
+
+        Raises (when the block begins):
+            sqlite3.OperationalError: another connection holds the right to write ("database is locked").
+            PoolError: as in `connection`.
+        """
+        if mode not in _MODES:
+            raise ValueError(f"mode must be one of {', '.join(_MODES)}, not {mode!r}")
+        return _Transaction(self, checks.timeout(timeout), mode)
+
+    def close(self, timeout: float | None = 0.0) -> list[LeaseInfo]:
+        """Close the pool, as `Pool.close` does. A database in memory goes with its last connection."""
+        still_out = super().close(timeout)
+        while self._anchors:
+            retire(self._anchors.pop())
+        return still_out
+
+    def _connection(self, slot: Slot[T]) -> Connection:
+        conn: Connection = slot.item if self._wrap is None else slot.base
+        return conn
+
+    # -- what `Pool` asks of its subclasses
+
+    def _create(self, slot: Slot[T], deadline: float | None) -> T:
+        if self._replaced:
+            self._refuse_mixture()
+        if self._target.memory and not self._anchors:
+            self._anchors.append(self._connect(deadline))
+        conn = self._connect(deadline)
+        try:
+            self._remember_file()
+            if self._wrap is None:
+                return conn  # type: ignore[return-value]  # T is Connection then
+            item = self._wrap(conn)
+            if item is None or item is conn:
+                raise TypeError(f"wrap must return an object that holds the connection, not {item!r}")
+            if conn.in_transaction:
+                end_block(conn, True)
+            set_baseline(conn)
+            slot.base = conn
+            return item  # type: ignore[no-any-return]
+        except BaseException:
+            retire(conn)
+            raise
+
+    def _connect(self, deadline: float | None) -> Connection:
+        return open_connection(
+            self._target.database,
+            uri=self._target.uri,
+            read_only=self._read_only,
+            pragmas=self._pragmas,
+            setup=self._setup,
+            deadline=deadline,
+            connect_options=self._connect_options,
+        )
+
+    def _finish(self, slot: Slot[T], commit: bool | None) -> bool:
+        conn = self._connection(slot)
+        left_open = False
+        try:
+            if conn.in_transaction:
+                if commit:
+                    end_block(conn, True)
+                else:
+                    left_open = commit is None and not conn.baseline.rests_in_transaction
+        except sqlite3.ProgrammingError:
+            if "closed" in conn.touched:
+                return False
+            raise
+        good = (self._reset is _nothing or super()._finish(slot, commit)) and clean(conn)
+        if left_open:
+            warnings.warn(
+                f"pool {self.name!r} rolled back a transaction that was open on the return of the connection "
+                f"taken at {slot.where}: commit before release(), or use a `with` block",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return good
+
+    def _dispose(self, slot: Slot[T], item: T) -> None:
+        conn = self._connection(slot)
+        clean(conn)
+        try:
+            super()._dispose(slot, item)
+        finally:
+            retire(conn)
+
+    def _tend(self, now: float) -> None:
+        if self._file_id is not None and now >= self._watch_at:
+            self._watch(now)
+        super()._tend(now)
+
+    def _start_anew(self) -> None:
+        super()._start_anew()
+        self._file_id = None
+        self._replaced = False
+        for anchor in self._anchors:
+            fork.keep_forever(anchor)
+        if self._target.memory:
+            self._anchors = []
+            self._target = normalise_path(":memory:", self._read_only)
+
+    def _abandon(self, slot: Slot[T]) -> None:
+        if slot.item is not None:
+            conn = self._connection(slot)
+            for thing in (slot.item, conn, *_open_handles(conn)):
+                fork.keep_forever(thing)
+
+    # -- the file
+
+    def _remember_file(self) -> None:
+        if self._target.file is not None and self._file_id is None:
+            self._file_id = _identify(self._target.file)
+            locked(self._lock, self._watch_from, self._clock() + _WATCH_EVERY)
+
+    def _watch(self, now: float) -> None:
+        """See whether the file is still the one that the connections have open."""
+        known = self._file_id
+        assert self._target.file is not None
+        found = _identify(self._target.file)
+        if found == known:
+            locked(self._lock, self._watch_from, now + _WATCH_EVERY)
+            return
+        surplus = locked(self._lock, self._leave_file, known)
+        if surplus is None:  # another thread was quicker
+            return
+        self._close_all(surplus)
+        what = "deleted" if found is None else "replaced"
+        message = f"the database file {self._target.file} was {what} while pool {self.name!r} had it open"
+        if self._raises:
+            raise FileReplaced(f"{message}; put it back, or close the pool")
+        warnings.warn(f"{message}: its connections are closed and opened anew", RuntimeWarning, stacklevel=6)
+
+    def _leave_file(self, known: _FileId | None) -> list[Slot[T]] | None:
+        """Have every connection replaced, because the file is another. Needs the lock."""
+        if self._file_id != known:
+            return None
+        self._replaced = True
+        if not self._raises:
+            self._file_id = None
+            self._watch_from(NEVER)
+        return self._condemn_all()
+
+    def _refuse_mixture(self) -> None:
+        """Raise if connections to the old file are still lent: SQLite finds a journal by the path, not by the file."""
+        if any(slot.item is not None and slot.expires == -NEVER for slot in list(self._slots)):
+            raise FileReplaced(
+                f"{self._target.file} was replaced while connections of pool {self.name!r} to the old file are still lent; "
+                "a new connection would mix up their journals. Try again when they have been returned"
+            )
+        self._replaced = False
+
+
+def _open_handles(conn: Connection) -> list[object]:
+    """Return the cursors and blobs of `conn` that are still open: to finalize one would end its statement."""
+    if LAYOUT is None:
+        return []
+    referents = gc.get_referents(conn)
+    references = [*referents[LAYOUT.cursors], *referents[LAYOUT.blobs]]
+    return [handle for reference in references if (handle := reference()) is not None]
+
+
+def _no_factory() -> Any:
+    raise NotImplementedError("a ConnectionPool opens its connections itself")
+
+
+def _close(item: Any) -> None:
+    close = getattr(item, "close", None)
+    if close is not None:
+        close()
+
+
+def _identify(path: str) -> _FileId | None:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+class _Transaction(Lease[T]):
+    """A lease whose block is one explicit transaction."""
+
+    __slots__ = ("_mode",)
+
+    def __init__(self, pool: ConnectionPool[T], timeout: float | EllipsisType | None, mode: str) -> None:
+        super().__init__(pool, timeout)
+        self._mode = mode
+
+    def __enter__(self) -> T:
+        item = super().__enter__()
+        frame = sys._getframe(1)
+        slot = self._slot
+        try:
+            assert slot is not None
+            note_place(slot, frame)
+            slot.frame = id(frame)
+            pool = self._pool
+            assert isinstance(pool, ConnectionPool)
+            pool._connection(slot).execute(f"BEGIN {self._mode.upper()}")
+            return item
+        except BaseException:
+            slot = None
+            self.__exit__(*sys.exc_info())
+            raise
