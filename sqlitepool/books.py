@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from time import monotonic
 from typing import Generic, TypeVar
 
 from sqlitepool import deadlock, reclaim
 from sqlitepool.errors import PoolClosed, PoolFull, PoolTimeout
 from sqlitepool.lease import Slot
-from sqlitepool.stats import Histogram, LeaseInfo, PoolStats
+from sqlitepool.stats import MOST_PENDING, LeaseInfo, PoolStats, Tally
 from sqlitepool.waiting import NEVER, Line, Waiter
 
 T = TypeVar("T")
@@ -35,7 +35,6 @@ class Books(Generic[T]):
     """
 
     name: str
-    _clock: Callable[[], float]
     _fairness: float
     _max_size: int
     _min_size: int
@@ -53,11 +52,11 @@ class Books(Generic[T]):
         self._reclaimed_loans: deque[float] = deque(maxlen=_RECLAIMED_KNOWN)
         self._closed = False
         self._attention = False
-        self._trim_at = self._clock() + self._tend_every
+        self._trim_at = monotonic() + self._tend_every
         self._watch_at = NEVER
         self._quiet_until = self._trim_at
-        self._held = Histogram()
-        self._waits = Histogram()
+        self._held = Tally().durations()
+        self._waits = Tally()
         self._timeouts = self._opened = self._closed_items = self._discarded = self._reclaimed = 0
 
     def _look(self) -> None:
@@ -94,7 +93,7 @@ class Books(Generic[T]):
 
     def _join(self, started: float, deadline: float | None) -> Waiter[Slot[T]]:
         """Put the caller in the line, unless something has come free, or it may not wait."""
-        now = self._clock()
+        now = monotonic()
         slot = self._claim(now)
         if slot is not None:
             waiter: Waiter[Slot[T]] = Waiter(self._lock, now)
@@ -113,7 +112,7 @@ class Books(Generic[T]):
 
     def _hopeless(self, deadline: float | None) -> bool:
         """Tell whether a caller that finds nothing free must be sent away at once."""
-        return self._line_is_full() or (deadline is not None and self._clock() >= deadline)
+        return self._line_is_full() or (deadline is not None and monotonic() >= deadline)
 
     def _sleep(self, waiter: Waiter[Slot[T]], seconds: float) -> None:
         """Have the caller sleep in the line. Woken without being handed anything, it may take what is free."""
@@ -125,12 +124,14 @@ class Books(Generic[T]):
             slot = self._free_slot()
             if slot is not None:
                 self._serve(waiter, slot)
-        self._hand_out(self._clock())
+        self._hand_out(monotonic())
 
     def _serve(self, waiter: Waiter[Slot[T]], slot: Slot[T]) -> None:
         """Hand a free slot to a waiter."""
         try:
-            self._waits.record(self._clock() - waiter.since)
+            self._waits.append(monotonic() - waiter.since)
+            if len(self._waits) > MOST_PENDING:
+                self._waits = self._waits.folded()
             self._line.give(waiter, slot)
         except BaseException:
             if waiter.given is not slot:
@@ -141,13 +142,13 @@ class Books(Generic[T]):
         """Take the caller out of the line, and return what it was handed in the meantime."""
         self._line.leave(waiter)
         given, waiter.given = waiter.given, None
-        self._hand_out(self._clock())
+        self._hand_out(monotonic())
         return given
 
     def _give_up(self, waiter: Waiter[Slot[T]], started: float) -> None:
         """Have the caller fail, unless its wait has ended by itself."""
         if waiter.given is None and waiter.error is None:
-            raise self._timed_out(self._clock(), started)
+            raise self._timed_out(monotonic(), started)
 
     def _timed_out(self, now: float, started: float) -> PoolTimeout:
         self._timeouts += 1
@@ -174,7 +175,7 @@ class Books(Generic[T]):
 
     def _settle(self) -> list[Slot[T]]:
         """Hand out what is free. Return the slots that nobody may have, and that the caller is to close."""
-        self._hand_out(self._clock())
+        self._hand_out(monotonic())
         surplus: list[Slot[T]] = []
         while self._closed or len(self._slots) - len(surplus) > self._max_size:
             try:
@@ -220,7 +221,7 @@ class Books(Generic[T]):
             if slot.item is not None:
                 if self._index.get(id(slot.item)) is slot:
                     del self._index[id(slot.item)]
-                self._held.add(slot.held)
+                self._held += slot.held.durations()
                 self._closed_items += 1
                 self._discarded += discarded
             slot.item = None  # type: ignore[assignment]  # the slot is dead
@@ -295,7 +296,7 @@ class Books(Generic[T]):
         """Return the slots that nobody has, and take out of the line those who left it without a word."""
         for waiter in reclaim.ghosts(self._line):
             self._line.leave(waiter)
-        self._hand_out(self._clock())
+        self._hand_out(monotonic())
         return reclaim.lost_slots(self._slots, tuple(self._idle), self._index)
 
     def _count_reclaimed(self, loan: float) -> None:
@@ -321,13 +322,11 @@ class Books(Generic[T]):
         slots = list(self._slots)
         idle = min(len(self._idle), len(slots))
         opening = sum(slot.item is None for slot in slots)
-        held = Histogram()
-        held.add(self._held)
+        held = self._held
         lent = 0
         for slot in slots:
             lent += len(slot.loan)
-            held.add(slot.held)
-        held_seconds = held.frozen()
+            held += slot.held.durations()
         return PoolStats(
             name=self.name,
             size=len(slots),
@@ -337,14 +336,14 @@ class Books(Generic[T]):
             waiting=len(self._line),
             max_size=self._max_size,
             min_size=self._min_size,
-            checkouts=held_seconds.count + lent,
+            checkouts=held.count + lent,
             timeouts=self._timeouts,
             opened=self._opened,
             closed=self._closed_items,
             discarded=self._discarded,
             reclaimed=self._reclaimed,
-            wait_seconds=self._waits.frozen(),
-            held_seconds=held_seconds,
+            wait_seconds=self._waits.durations(),
+            held_seconds=held,
         )
 
     def _state(self) -> str:

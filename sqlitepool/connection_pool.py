@@ -8,6 +8,7 @@ import sqlite3
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from time import monotonic
 from types import EllipsisType
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, overload
 
@@ -187,10 +188,6 @@ class ConnectionPool(Pool[T]):
             retire(self._anchors.pop())
         return still_out
 
-    def _connection(self, slot: Slot[T]) -> Connection:
-        conn: Connection = slot.item if self._wrap is None else slot.base
-        return conn
-
     # -- what `Pool` asks of its subclasses
 
     def _create(self, slot: Slot[T], deadline: float | None) -> T:
@@ -201,6 +198,7 @@ class ConnectionPool(Pool[T]):
         conn = self._connect(deadline)
         try:
             self._remember_file()
+            slot.base = conn
             if self._wrap is None:
                 return conn  # type: ignore[return-value]  # T is Connection then
             item = self._wrap(conn)
@@ -209,7 +207,6 @@ class ConnectionPool(Pool[T]):
             if conn.in_transaction:
                 end_block(conn, True)
             set_baseline(conn)
-            slot.base = conn
             return item  # type: ignore[no-any-return]
         except BaseException:
             retire(conn)
@@ -227,30 +224,30 @@ class ConnectionPool(Pool[T]):
         )
 
     def _finish(self, slot: Slot[T], commit: bool | None) -> bool:
-        conn = self._connection(slot)
-        left_open = False
+        conn = slot.base
         try:
-            if conn.in_transaction:
-                if commit:
-                    end_block(conn, True)
-                else:
-                    left_open = commit is None and not conn.baseline.rests_in_transaction
-        except sqlite3.ProgrammingError:
-            if "closed" in conn.touched:
-                return False
-            raise
-        good = (self._reset is _nothing or super()._finish(slot, commit)) and clean(conn)
+            if self._reset is _nothing and not conn.in_transaction:
+                return clean(conn)
+        except sqlite3.ProgrammingError:  # its borrower closed it
+            return False
+        return self._finish_slowly(slot, commit, conn)
+
+    def _finish_slowly(self, slot: Slot[T], commit: bool | None, conn: Connection) -> bool:
+        left_open = commit is None and conn.in_transaction and not conn.baseline.rests_in_transaction
+        if commit:
+            end_block(conn, True)
+        good = super()._finish(slot, commit) and clean(conn)
         if left_open:
             warnings.warn(
                 f"pool {self.name!r} rolled back a transaction that was open on the return of the connection "
                 f"taken at {slot.where}: commit before release(), or use a `with` block",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         return good
 
     def _dispose(self, slot: Slot[T], item: T) -> None:
-        conn = self._connection(slot)
+        conn = slot.base
         clean(conn)
         try:
             super()._dispose(slot, item)
@@ -274,7 +271,7 @@ class ConnectionPool(Pool[T]):
 
     def _abandon(self, slot: Slot[T]) -> None:
         if slot.item is not None:
-            conn = self._connection(slot)
+            conn = slot.base
             for thing in (slot.item, conn, *_open_handles(conn)):
                 fork.keep_forever(thing)
 
@@ -283,7 +280,7 @@ class ConnectionPool(Pool[T]):
     def _remember_file(self) -> None:
         if self._target.file is not None and self._file_id is None:
             self._file_id = _identify(self._target.file)
-            locked(self._lock, self._watch_from, self._clock() + _WATCH_EVERY)
+            locked(self._lock, self._watch_from, monotonic() + _WATCH_EVERY)
 
     def _watch(self, now: float) -> None:
         """See whether the file is still the one that the connections have open."""
@@ -367,9 +364,7 @@ class _Transaction(Lease[T]):
             assert slot is not None
             note_place(slot, frame)
             slot.frame = id(frame)
-            pool = self._pool
-            assert isinstance(pool, ConnectionPool)
-            pool._connection(slot).execute(f"BEGIN {self._mode.upper()}")
+            slot.base.execute(f"BEGIN {self._mode.upper()}")
             return item
         except BaseException:
             slot = None

@@ -11,10 +11,12 @@ import threading
 import time
 import weakref
 from itertools import islice
+from time import monotonic
 from types import CodeType, FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from sqlitepool.stats import Histogram, LeaseInfo
+from sqlitepool.fork import same_process
+from sqlitepool.stats import Tally, LeaseInfo
 from sqlitepool.waiting import NEVER
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ class Slot(Generic[T]):
         self.code: CodeType | None = None
         self.instruction = 0
         self.borrower: Borrower | None = None
-        self.held = Histogram()
+        self.held = Tally()
         self.parts: dict[int, int] = {}
 
     def condemn(self) -> None:
@@ -139,19 +141,32 @@ class Lease(Generic[T]):
         self._slot: Slot[T] | None = None
 
     def __enter__(self) -> T:
-        pool = self._pool
         if self._slot is not None:
             raise RuntimeError("this lease is in use: call pool.connection() once for each with block")
+        pool = self._pool
         slot = None
         try:
-            slot = pool._checkout(self._timeout)
+            now = monotonic()
+            if now < pool._quiet_until and same_process[0]:
+                try:
+                    slot = pool._idle.pop()
+                except IndexError:
+                    pass
+                else:
+                    if now < slot.good_until:
+                        slot.since = now
+                    else:
+                        back, slot = slot, None
+                        pool._idle.append(back)
+            if slot is None:
+                slot = pool._checkout_slowly(now, self._timeout)
             frame = _frame(1)
             slot.code = frame.f_code
             slot.instruction = frame.f_lasti
             slot.frame = id(frame)
             slot.borrower = _here.borrower
-            self._loan = slot.since
-            slot.loan.append(slot.since)
+            self._loan = loan = slot.since
+            slot.loan.append(loan)
             self._slot = slot
             return slot.item
         except BaseException:
@@ -164,14 +179,9 @@ class Lease(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        slot = self._slot
-        try:
-            if slot is not None:
-                self._slot = None
-                self._pool._return(slot, self._loan, kind is None)
-        except BaseException:
-            self._slot = slot = None
-            raise
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            self._pool._return(slot, self._loan, kind is None)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._pool!r}, {'out' if self._slot is not None else 'not lent'}>"
@@ -181,13 +191,3 @@ def note_place(slot: Slot[T], frame: FrameType) -> None:
     """Write down which line of code took the item."""
     slot.code = frame.f_code
     slot.instruction = frame.f_lasti
-
-
-def lend(slot: Slot[T], frame: FrameType) -> T:
-    """Lend the slot's item to the code of `frame`, outside a `with` block."""
-    note_place(slot, frame)
-    slot.frame = 0
-    slot.borrower = _here.borrower
-    slot.loan.append(slot.since)
-    return slot.item
-

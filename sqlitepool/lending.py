@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from time import monotonic
 from types import EllipsisType
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ from sqlitepool.books import Books
 from sqlitepool.errors import ForeignItem
 from sqlitepool.fork import same_process
 from sqlitepool.lease import Slot
+from sqlitepool.stats import MOST_PENDING
 from sqlitepool.waiting import NEVER, Waiter, locked
 
 T = TypeVar("T")
@@ -43,37 +45,17 @@ class Lending(Books[T]):
 
     # -- lending
 
-    def _checkout(self, timeout: float | EllipsisType | None) -> Slot[T]:
-        """Take a slot with an open item. The quick way first."""
-        slot = None
-        try:
-            now = self._clock()
-            if now < self._quiet_until and same_process[0]:
-                try:
-                    slot = self._idle.pop()
-                except IndexError:
-                    pass
-                else:
-                    if now < slot.good_until:
-                        slot.since = now
-                        return slot
-                    back, slot = slot, None
-                    self._idle.append(back)
-        except BaseException:
-            if slot is not None:
-                lost, slot = slot, None
-                self._undo_checkout(lost)
-            raise
-        return self._checkout_slowly(now, self._timeout if timeout is ... else timeout)
-
-    def _checkout_slowly(self, started: float, timeout: float | None) -> Slot[T]:
+    def _checkout_slowly(self, started: float, timeout: float | EllipsisType | None) -> Slot[T]:
+        """Take a slot with an open item, when there is anything to see to or to wait for."""
+        if isinstance(timeout, EllipsisType):
+            timeout = self._timeout
         if not same_process[0]:
             fork.start_anew()
         deadline = None if timeout is None else started + timeout
         slot = None
         try:
             while True:
-                now = self._clock()
+                now = monotonic()
                 self._tend(now)
                 slot = locked(self._lock, self._claim, now)
                 if slot is None:
@@ -82,9 +64,9 @@ class Lending(Books[T]):
                     fresh, slot = slot, None
                     self._open(fresh, deadline)
                     slot = fresh
-                    slot.since = self._clock()
+                    slot.since = monotonic()
                     return slot
-                slot.since, idle_for = (now := self._clock()), now - slot.since
+                slot.since, idle_for = (now := monotonic()), now - slot.since
                 if now < slot.expires and self._is_good(slot, idle_for):
                     return slot
                 bad, slot = slot, None
@@ -106,12 +88,12 @@ class Lending(Books[T]):
             while waiter.given is None:
                 if waiter.error is not None:
                     raise waiter.error
-                asleep = self._clock()
+                asleep = monotonic()
                 left = NEVER if deadline is None else deadline - asleep
                 rest = min(pause, left)
                 if rest > 0:
                     locked(self._lock, self._sleep, waiter, rest)
-                if self._clock() - asleep >= rest:
+                if monotonic() - asleep >= rest:
                     self._reclaim()
                     locked(self._lock, self._break_deadlock)
                     if rest == left:
@@ -140,7 +122,7 @@ class Lending(Books[T]):
         """End a loan. `commit`: its block ended well (True) or with an exception (False), or it was no block (None)."""
         assert slot is not None
         try:
-            now = self._clock()
+            now = monotonic()
             if not same_process[0]:
                 fork.start_anew()
             try:
@@ -152,10 +134,14 @@ class Lending(Books[T]):
                 self._refuse_return(stale, loan, found)
                 return
             slot.frame = 0
-            slot.held.record(now - loan)
+            held = slot.held
+            held.append(now - loan)
+            if len(held) > MOST_PENDING:
+                slot.held = held.folded()
             if self._finish(slot, commit) and now < slot.expires:
                 slot.since = now
-                slot.good_until = min(slot.expires, now + self._trusted_for)
+                if self._trusted_for < NEVER:
+                    slot.good_until = min(slot.expires, now + self._trusted_for)
                 back, slot = slot, None
                 self._idle.append(back)
         except BaseException:
@@ -185,7 +171,7 @@ class Lending(Books[T]):
         if (
             self._closed
             or len(self._slots) > self._max_size
-            or (self._idle and (line.woken is None or self._clock() >= line.overdue_at))
+            or (self._idle and (line.woken is None or monotonic() >= line.overdue_at))
         ):
             self._close_all(locked(self._lock, self._settle))
 
@@ -198,7 +184,7 @@ class Lending(Books[T]):
         return found
 
     def _take_back_lost(self, slot: Slot[T]) -> None:
-        info = slot.lease_info(self._clock())
+        info = slot.lease_info(monotonic())
         if info is None:  # lost on its way, by an interrupted call of the pool itself: nobody knows in which state
             self._retire(slot, discarded=True)
             return
@@ -224,7 +210,7 @@ class Lending(Books[T]):
                 raise TypeError(f"the factory of {self!r} returned None; it must return the item")
             expires = NEVER
             if self._max_lifetime is not None:
-                expires = self._clock() + self._max_lifetime * (1 - _JITTER * random.random())
+                expires = monotonic() + self._max_lifetime * (1 - _JITTER * random.random())
             locked(self._lock, self._admit, slot, item, reclaim.parts_of(item), expires)
         except BaseException:
             if slot.item is not None:

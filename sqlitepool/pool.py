@@ -5,16 +5,16 @@ from __future__ import annotations
 import itertools
 import logging
 import sys
-import time
 import weakref
 from collections.abc import Callable
+from time import monotonic
 from types import EllipsisType, TracebackType
 from typing import Any, Self, TypeVar
 
 from sqlitepool import checks, fork
 from sqlitepool.errors import ForeignItem
 from sqlitepool.fork import same_process
-from sqlitepool.lease import Lease, Slot, lend
+from sqlitepool.lease import Lease, Slot, note_place
 from sqlitepool.lending import MOST_PATIENCE, Lending
 from sqlitepool.stats import LeaseInfo, PoolStats
 from sqlitepool.waiting import NEVER, locked
@@ -26,6 +26,8 @@ _numbers = itertools.count(1)
 
 # An item idle for this long (seconds) is looked at by `check` before it is lent.
 _CHECK_AFTER = 1.0
+
+_new = object.__new__
 
 
 def _rollback(item: Any) -> None:
@@ -101,7 +103,6 @@ class Pool(Lending[T]):
             raise TypeError(f"factory must be callable, such as `lambda: UserDatabase(path)`, not {factory!r}")
         for hook, value in (("reset", reset), ("check", check), ("close", close)):
             checks.callable_or_none(hook, value)
-        self._clock = time.monotonic
         self._factory = factory
         self._reset = reset if reset is not None else _rollback
         self._check = check
@@ -144,19 +145,21 @@ class Pool(Lending[T]):
         """
         if timeout is not ...:
             checks.timeout(timeout)
-        return Lease(self, timeout)
+        lease: Lease[T] = _new(Lease)  # `Lease(self, timeout)` for a third less: this is the quick way
+        lease._pool = self
+        lease._timeout = timeout
+        lease._slot = None
+        return lease
 
     def acquire(self, timeout: float | EllipsisType | None = ...) -> T:
         """Take an item, to be returned with `release` or `discard`. The arguments and errors are `connection`'s."""
-        slot = None
-        try:
-            slot = self._checkout(checks.timeout(timeout))
-            return lend(slot, sys._getframe(1))
-        except BaseException:
-            if slot is not None:
-                lost, slot = slot, None
-                self._undo_checkout(lost)
-            raise
+        lease = Lease(self, checks.timeout(timeout))
+        item = lease.__enter__()
+        slot = lease._slot
+        if slot is not None:
+            note_place(slot, sys._getframe(1))
+            slot.frame = 0
+        return item
 
     def release(self, item: T) -> None:
         """Return an item that `acquire` lent.
@@ -239,11 +242,11 @@ class Pool(Lending[T]):
             The items still out, empty if all came back.
         """
         limit = checks.optional_seconds("timeout", timeout)
-        deadline = None if limit is None else self._clock() + limit
+        deadline = None if limit is None else monotonic() + limit
         self._close_all(locked(self._lock, self._shut))
         while True:
             self._reclaim()
-            left = NEVER if deadline is None else deadline - self._clock()
+            left = NEVER if deadline is None else deadline - monotonic()
             if left <= 0 or locked(self._lock, self._wait_for_returns, min(left, MOST_PATIENCE)):
                 return self.leases()
 
@@ -255,7 +258,7 @@ class Pool(Lending[T]):
     def leases(self) -> list[LeaseInfo]:
         """Return who holds what, the longest first."""
         self._reclaim()
-        infos = locked(self._lock, self._lease_infos, self._clock())
+        infos = locked(self._lock, self._lease_infos, monotonic())
         return sorted(infos, key=lambda info: -info.age)
 
     def __enter__(self) -> Self:

@@ -87,7 +87,7 @@ def _is_held(slot: Slot[T]) -> bool:
     """Tell whether anything but the slot refers to the item, or to a part of it that was the item's own."""
     now = parts_of(slot.item)
     at_first = slot.parts
-    if now.pop(id(slot.item)) > 1:
+    if now.pop(id(slot.item)) > (1 if slot.base is not slot.item else 2):  # the slot itself refers to it
         return True
     return any(count > at_first.get(part, 0) for part, count in now.items())
 

@@ -61,7 +61,7 @@ _HARMLESS_PRAGMAS = _names("""
 
 #: PRAGMAs whose answer can be set again (a test sets each of them, reads it back and sets it again).
 RESTORABLE_PRAGMAS = _names("""
-    analysis_limit automatic_index busy_timeout cache_size cache_spill cell_size_check checkpoint_fullfsync
+    analysis_limit automatic_index busy_timeout cache_size cell_size_check checkpoint_fullfsync
     defer_foreign_keys foreign_keys fullfsync ignore_check_constraints journal_size_limit legacy_alter_table
     max_page_count mmap_size query_only read_uncommitted recursive_triggers reverse_unordered_selects secure_delete
     synchronous threads trusted_schema wal_autocheckpoint
@@ -69,8 +69,8 @@ RESTORABLE_PRAGMAS = _names("""
 
 # Harmless to read; setting them changes the file, the process, or something that cannot be set back.
 _READABLE_PRAGMAS = RESTORABLE_PRAGMAS | _names("""
-    auto_vacuum default_cache_size encoding hard_heap_limit journal_mode locking_mode page_size schema_version
-    soft_heap_limit temp_store writable_schema
+    auto_vacuum cache_spill default_cache_size encoding hard_heap_limit journal_mode locking_mode page_size
+    schema_version soft_heap_limit temp_store writable_schema
 """)
 
 #: The attributes of a connection that a borrower may set.
@@ -131,10 +131,12 @@ class Connection(sqlite3.Connection):
     touched: set[str]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        _object_setattr(self, "baseline", NO_BASELINE)
-        _object_setattr(self, "before", {})
-        _object_setattr(self, "touched", {"init"})
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        finally:  # afterwards: to initialise a connection again clears all its attributes
+            _object_setattr(self, "baseline", NO_BASELINE)
+            _object_setattr(self, "before", {})
+            _object_setattr(self, "touched", {"init"})
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ATTRIBUTES:
