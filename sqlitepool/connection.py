@@ -250,8 +250,6 @@ def open_connection(
 
 
 def _configure(conn: Connection, read_only: bool, pragmas: Mapping[str, object], deadline: float | None) -> None:
-    # Reads the header of the file: here it turns out not to be a database, or locked.
-    _read(conn, "PRAGMA schema_version", deadline)
     if sys.version_info >= (3, 12):
         conn.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, True)
         conn.setconfig(sqlite3.SQLITE_DBCONFIG_DQS_DDL, False)

@@ -25,8 +25,8 @@ from sqlitepool.waiting import NEVER, locked
 T = TypeVar("T")
 W = TypeVar("W")
 
-# How often the database file is looked at, in seconds: the look costs as much as two checkouts.
-_WATCH_EVERY = 0.0002
+# How often the database file is looked at, in seconds: the look costs as much as some checkouts.
+_WATCH_EVERY = 0.0005
 
 _MODES = ("deferred", "immediate", "exclusive")
 _FileId = tuple[int, int]

@@ -283,11 +283,14 @@ def test_what_setup_did_is_committed_and_there_for_every_borrower(database: Path
 
 
 def test_a_statement_of_setup_is_seen_when_a_borrower_runs_it(database: Path) -> None:
-    with connect(database, setup=lambda conn: conn.execute("PRAGMA cache_size = 33")) as conn:
+    def setup(conn: sqlite3.Connection) -> None:
+        conn.execute("PRAGMA cache_size = 44")
+        conn.execute("PRAGMA cache_size = 33")
+
+    with connect(database, setup=setup) as conn:
         conn.execute("PRAGMA cache_size = 44")
         assert clean(conn)
-        conn.execute("PRAGMA cache_size = 33")
-        assert "pragma:main.cache_size" in conn.touched
+        assert conn.read_pragma("cache_size") == 33
 
 
 def test_a_failing_setup_closes_the_connection(database: Path) -> None:
