@@ -215,7 +215,7 @@ class Books(Generic[T]):
         self._slots.add(slot)
         return slot
 
-    def _forget(self, slot: Slot[T], discarded: bool) -> list[Slot[T]]:
+    def _forget(self, slot: Slot[T]) -> list[Slot[T]]:
         """Strike a slot whose item is closed, or was never opened, off the books."""
         if slot in self._slots:
             if slot.item is not None:
@@ -223,7 +223,7 @@ class Books(Generic[T]):
                     del self._index[id(slot.item)]
                 self._held += slot.held.durations()
                 self._closed_items += 1
-                self._discarded += discarded
+                self._discarded += slot.spoiled
             slot.item = None  # type: ignore[assignment]  # the slot is dead
             self._slots.discard(slot)
         if self._closed and not self._slots:
@@ -355,5 +355,5 @@ class Books(Generic[T]):
     def __repr__(self) -> str:
         closed = "closed, " if self._closed else ""
         size = f"size {len(self._slots)} of at most {self._max_size}"
-        return f"<{type(self).__name__} {self.name!r}: {closed}{size}, {len(self._idle)} idle, {len(self._line)} waiting>"
-
+        idle, waiting = len(self._idle), len(self._line)
+        return f"<{type(self).__name__} {self.name!r}: {closed}{size}, {idle} idle, {waiting} waiting>"

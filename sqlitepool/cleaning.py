@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import sqlite3
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -32,8 +33,17 @@ _close_cursor = sqlite3.Cursor.close
 _close_blob = sqlite3.Blob.close
 _execute = sqlite3.Connection.execute
 
-_CURSORS = LAYOUT.cursors if LAYOUT else 0
-_BLOBS = LAYOUT.blobs if LAYOUT else 0
+_getrefcount = sys.getrefcount
+
+
+def _references_to_a_local() -> int:
+    thing = object()
+    return _getrefcount(thing)
+
+
+# CPython begins a new list of cursors every 200 cursors. As long as it has the one that we know, there are two
+# references to it besides that of a local variable: asking for their number costs a quarter of asking for the list.
+_STILL_THE_LIST = _references_to_a_local() + 2
 
 
 def end_block(conn: Connection, commit: bool) -> None:
@@ -67,12 +77,15 @@ def clean(conn: Connection) -> bool:
         if conn.in_transaction or conn.touched:
             _roll_back(conn)
             return _undo(conn)
-        referents = _get_referents(conn)
-        cursors = referents[_CURSORS]
+        cursors = conn.cursors
+        if _getrefcount(cursors) != _STILL_THE_LIST:
+            if LAYOUT is None:
+                return False
+            cursors = _find_lists(conn)
         if cursors:
             _close_all(cursors, _close_cursor)
-        if referents[_BLOBS]:
-            _close_all(referents[_BLOBS], _close_blob)
+        if conn.blobs:
+            _close_all(conn.blobs, _close_blob)
         return True
     except sqlite3.Error:
         return False
@@ -130,9 +143,18 @@ def _close_all(handles: list[Any], close: Callable[[Any], None]) -> None:
 
 def _close_handles(conn: Connection) -> None:
     if LAYOUT is not None:
-        referents = _get_referents(conn)
-        _close_all(referents[_CURSORS], _close_cursor)
-        _close_all(referents[_BLOBS], _close_blob)
+        _close_all(_find_lists(conn), _close_cursor)
+        _close_all(conn.blobs or [], _close_blob)
+
+
+def _find_lists(conn: Connection) -> list[Any]:
+    """Find the lists of open handles; return that of the cursors."""
+    assert LAYOUT is not None
+    referents = _get_referents(conn)
+    cursors: list[Any] = referents[LAYOUT.cursors]
+    object.__setattr__(conn, "cursors", cursors)
+    object.__setattr__(conn, "blobs", referents[LAYOUT.blobs])
+    return cursors
 
 
 def _clear_statements(conn: Connection) -> None:

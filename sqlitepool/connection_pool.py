@@ -1,4 +1,4 @@
-"""`ConnectionPool`: a `Pool` of SQLite connections, or of objects that wrap them, that come back clean or not at all."""
+"""`ConnectionPool`: a `Pool` of SQLite connections, or of wrappers around them, that come back clean or not at all."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import warnings
 from collections.abc import Callable, Mapping
 from time import monotonic
 from types import EllipsisType
-from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, overload
 
 from sqlitepool import checks, fork
 from sqlitepool.cleaning import clean, end_block, retire, set_baseline
-from sqlitepool.connection import Target, check_options, check_path, check_pragmas, normalise_path, open_connection
+from sqlitepool.connection import check_options, check_path, check_pragmas, normalise_path, open_connection
 from sqlitepool.errors import FileReplaced
 from sqlitepool.lease import Lease, Slot, note_place
 from sqlitepool.pool import Pool
@@ -53,9 +53,8 @@ class Options(TypedDict, total=False):
     autocommit: bool | int
 
 
-_POOL_OPTIONS = frozenset(
-    "max_size min_size timeout max_waiting max_idle max_lifetime fairness reset check close name".split()
-)
+_CONNECT_OPTIONS = frozenset(("detect_types", "isolation_level", "cached_statements", "factory", "autocommit"))
+_POOL_OPTIONS = Options.__annotations__.keys() - _CONNECT_OPTIONS
 
 
 def _nothing(item: object) -> None:
@@ -69,23 +68,25 @@ class ConnectionPool(Pool[T]):
         with pool.connection() as conn:
             conn.execute("INSERT INTO visit (page) VALUES (?)", (page,))
 
-    A `connection()` block ends as `with conn:` does: committed when it succeeded, rolled back when it raised. What is left
-    open on `release` is rolled back, with a warning. Whatever else a borrower changed (PRAGMAs, row factories, temporary
-    tables, attached databases, handlers, open cursors) is undone before the next one gets the connection, or the connection is
-    closed and replaced.
+    A `connection()` block ends as `with conn:` does: committed when it succeeded, rolled back when it raised. What is
+    left open on `release` is rolled back, with a warning. Whatever else a borrower changed (PRAGMAs, row factories,
+    temporary tables, attached databases, handlers, open cursors) is undone before the next one gets the connection, or
+    the connection is closed and replaced.
 
         pool = ConnectionPool("app.db", wrap=UserDatabase)   # lends UserDatabase(conn)
 
     Args:
-        database: a path, a `file:` URI, or ":memory:" for one database in memory that all connections of the pool share.
+        database: a path, a `file:` URI, or ":memory:" for one database in memory that all connections of the pool
+            share.
         wrap: called with each new connection; what it returns is lent instead of it. What it changes on the connection
             (a row factory, say) stays. It must not keep a cursor: cursors end with each loan.
         read_only: open the file so that nothing can be written; it must exist.
         pragmas: PRAGMAs for each new connection, over the defaults of `sqlitepool.connection`, by name.
         setup: called with each new connection, before `wrap`: to register functions, attach databases and so on.
         if_replaced: what to do when the database file has been replaced or deleted underneath: "reopen" retires every
-            connection, with a `RuntimeWarning`, and opens the file that is there now; "raise" retires them
-            and raises `FileReplaced` on each checkout until the old file is back.
+            connection, with a `RuntimeWarning`, and opens the file that is there now; "raise" retires them and raises
+            `FileReplaced` on each checkout until the old file is back. The file is looked at on checkout, at most once
+            in half a millisecond.
         **options: those of `Pool` (`reset`, `check` and `close` get what is lent, before the pool sees to the
             connection), and of `sqlite3.connect`: `detect_types`, `isolation_level` ("IMMEDIATE" unless given),
             `cached_statements`, `factory` (a subclass of `sqlitepool.Connection`) and, from Python 3.12, `autocommit`.
@@ -160,7 +161,9 @@ class ConnectionPool(Pool[T]):
         super().__init__(_no_factory, **pool_options)
 
     def transaction(
-        self, mode: Literal["deferred", "immediate", "exclusive"] = "immediate", timeout: float | EllipsisType | None = ...
+        self,
+        mode: Literal["deferred", "immediate", "exclusive"] = "immediate",
+        timeout: float | EllipsisType | None = ...,
     ) -> Lease[T]:
         """Return a lease whose block is one transaction: begun at once, committed at the end, or rolled back.
 
@@ -224,7 +227,7 @@ class ConnectionPool(Pool[T]):
         )
 
     def _finish(self, slot: Slot[T], commit: bool | None) -> bool:
-        conn = slot.base
+        conn: Connection = slot.base
         try:
             if self._reset is _nothing and not conn.in_transaction:
                 return clean(conn)
@@ -247,7 +250,7 @@ class ConnectionPool(Pool[T]):
         return good
 
     def _dispose(self, slot: Slot[T], item: T) -> None:
-        conn = slot.base
+        conn: Connection = slot.base
         clean(conn)
         try:
             super()._dispose(slot, item)
@@ -314,8 +317,8 @@ class ConnectionPool(Pool[T]):
         """Raise if connections to the old file are still lent: SQLite finds a journal by the path, not by the file."""
         if any(slot.item is not None and slot.expires == -NEVER for slot in list(self._slots)):
             raise FileReplaced(
-                f"{self._target.file} was replaced while connections of pool {self.name!r} to the old file are still lent; "
-                "a new connection would mix up their journals. Try again when they have been returned"
+                f"{self._target.file} was replaced while connections of pool {self.name!r} to the old file are still "
+                "lent; a new connection would mix up their journals. Try again when they have been returned"
             )
         self._replaced = False
 

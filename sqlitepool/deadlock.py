@@ -1,12 +1,12 @@
 """Proof that nobody can go on: every item is held by a `with` block of a thread that waits for the pool itself.
 
-Which thread took an item proves nothing, since leases move between threads: a web framework may enter a generator on one
-thread and leave it on another, while the first serves somebody else. What proves it is the stack: a `with` block can end
-only when the frame that entered it goes on, and a frame that stands on the stack of a waiting thread can go on only when
+Which thread took an item proves nothing, since leases move between threads: a web framework may enter a generator on
+one thread and leave it on another, while the first serves somebody else. What proves it is the stack: a `with` block
+can end only when the frame that entered it goes on, and a frame on the stack of a waiting thread can go on only when
 the wait ends.
 
-A block is known by the `id` of its frame. That is exact as long as the block was entered by a `with` statement of that very
-frame: then the frame lives until the block is left, and while it lives no other frame has its `id`. A lease that
+A block is known by the `id` of its frame. That is exact as long as the block was entered by a `with` statement of that
+very frame: then the frame lives until the block is left, and while it lives no other frame has its `id`. A lease that
 something else entered (`ExitStack.enter_context`) is never part of a proof; there a timeout has to do.
 """
 
@@ -25,11 +25,13 @@ from sqlitepool.waiting import Waiter
 T = TypeVar("T")
 
 
-def find_circle(slots: Iterable[Slot[T]], line: Iterable[Waiter[Slot[T]]]) -> tuple[Waiter[Slot[T]], PoolDeadlock] | None:
+def find_circle(
+    slots: Iterable[Slot[T]], line: Iterable[Waiter[Slot[T]]]
+) -> tuple[Waiter[Slot[T]], PoolDeadlock] | None:
     """Return the waiter that closed the circle, and its error; None if somebody can still go on.
 
-    Needs the pool's lock. The caller's own stack is looked at first: only who holds something has closed a circle, and only
-    then the stacks of all who wait are worth the walk.
+    Needs the pool's lock. The caller's own stack is looked at first: only who holds something has closed a circle, and
+    only then the stacks of all who wait are worth the walk.
     """
     missing: dict[int, list[Slot[T]]] = {}
     for slot in slots:
@@ -52,8 +54,9 @@ def find_circle(slots: Iterable[Slot[T]], line: Iterable[Waiter[Slot[T]]]) -> tu
         return None
     places = "; ".join(blocks)
     return last, PoolDeadlock(
-        "this thread waits for an item while every item is held by a `with` block that cannot end before a wait like this "
-        f"one does. The blocks began at {places}. Pass the item on instead of taking a second one, or make the pool larger"
+        "this thread waits for an item while every item is held by a `with` block that cannot end before a wait like "
+        f"this one does. The blocks began at {places}. Pass the item on instead of taking a second one, or make the "
+        "pool larger"
     )
 
 

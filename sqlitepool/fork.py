@@ -5,9 +5,10 @@ closing it in the child is already too much: closing drops locks and may write. 
 close connections too. So a child neither uses nor closes inherited items, and it makes them immortal: one reference
 more than anybody will ever give back.
 
-A fork is noticed in two ways. `os.register_at_fork` is prompt, but its hooks run only when Python itself forks; a server
-that embeds Python may call `fork()` in C. So each checkout also looks at a page of memory that the kernel wipes in
-the child (`MADV_WIPEONFORK`, Linux 4.14), which costs a tenth of `os.getpid()`; without such a page it asks for the pid.
+A fork is noticed in two ways. `os.register_at_fork` is prompt, but its hooks run only when Python itself forks; a
+server that embeds Python may call `fork()` in C. So each checkout also looks at a page of memory that the kernel wipes
+in the child (`MADV_WIPEONFORK`, Linux 4.14), which costs a tenth of `os.getpid()`; without such a page it asks for the
+pid.
 """
 
 from __future__ import annotations

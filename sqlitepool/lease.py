@@ -16,7 +16,7 @@ from types import CodeType, FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sqlitepool.fork import same_process
-from sqlitepool.stats import Tally, LeaseInfo
+from sqlitepool.stats import LeaseInfo, Tally
 from sqlitepool.waiting import NEVER
 
 if TYPE_CHECKING:
@@ -77,11 +77,12 @@ class Slot(Generic[T]):
         borrower: the thread that took it.
         held: how long each loan took. Only the owner of the moment writes it, which is why it is exact without a lock.
         parts: see `reclaim.parts_of`.
+        spoiled: the item is closed for what happened to it, not for its age.
     """
 
     __slots__ = (
         "base", "borrower", "code", "expires", "frame", "good_until", "held", "instruction", "item", "loan", "parts",
-        "since",
+        "since", "spoiled",
     )  # fmt: skip
 
     item: T
@@ -99,6 +100,7 @@ class Slot(Generic[T]):
         self.borrower: Borrower | None = None
         self.held = Tally()
         self.parts: dict[int, int] = {}
+        self.spoiled = False
 
     def condemn(self) -> None:
         """Have the item closed rather than lent again."""

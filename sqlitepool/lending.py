@@ -1,14 +1,15 @@
 """How an item goes out and comes back: the quick way, the slow way, and what happens when either is interrupted.
 
-How nothing is lost. Every item, from before it is opened until after it is closed, has a `Slot` in the pool's books, so an
-interrupted call (Ctrl-C, a signal handler that raises) can lose track of a slot but never lose the slot. Each function
-that has a slot in its hands returns it when anything is raised. What slips through all the same, because the exception came
-between two functions, is found by the audit (`reclaim.py`): a slot that is not idle, and that nobody refers to, is lost.
+How nothing is lost. Every item, from before it is opened until after it is closed, has a `Slot` in the pool's books, so
+an interrupted call (Ctrl-C, a signal handler that raises) can lose track of a slot but never lose the slot. Each
+function that has a slot in its hands returns it when anything is raised. What slips through all the same, because the
+exception came between two functions, is found by the audit (`reclaim.py`): a slot that is not idle, and that nobody
+refers to, is lost.
 
 How it is quick. Free slots stand in a `deque`, whose `pop` and `append` are single steps for all threads; while nothing
 out of the ordinary is going on (`_quiet_until`, `_attention`) a checkout and a return are one such step each, without
-the lock. Everything else is decided under the lock by a short function of `books.py` that only changes the books and returns
-what is to be opened or closed. User code never runs while the lock is held.
+the lock. Everything else is decided under the lock by a short function of `books.py` that only changes the books and
+returns what is to be opened or closed. User code never runs while the lock is held.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ _JITTER = 0.1
 
 
 class Lending(Books[T]):
-    """The ways of an item between the pool and its borrowers. `Pool` adds what callers see, and the calls of user code."""
+    """The ways of an item between the pool and its borrowers. `Pool` adds what callers see and the calls of user
+    code."""
 
     _timeout: float | None
     _max_lifetime: float | None
@@ -60,17 +62,18 @@ class Lending(Books[T]):
                 slot = locked(self._lock, self._claim, now)
                 if slot is None:
                     slot = self._wait(started, deadline)
+                    now = monotonic()
                 if slot.item is None:
                     fresh, slot = slot, None
                     self._open(fresh, deadline)
                     slot = fresh
                     slot.since = monotonic()
                     return slot
-                slot.since, idle_for = (now := monotonic()), now - slot.since
+                idle_for, slot.since = now - slot.since, now
                 if now < slot.expires and self._is_good(slot, idle_for):
                     return slot
                 bad, slot = slot, None
-                self._retire(bad, discarded=now < bad.expires)
+                self._retire(bad)
         except BaseException:
             if slot is not None:
                 lost, slot = slot, None
@@ -121,6 +124,8 @@ class Lending(Books[T]):
     def _return(self, slot: Slot[T] | None, loan: float, commit: bool | None) -> None:
         """End a loan. `commit`: its block ended well (True) or with an exception (False), or it was no block (None)."""
         assert slot is not None
+        back: Slot[T] | None
+        stale: Slot[T] | None
         try:
             now = monotonic()
             if not same_process[0]:
@@ -138,7 +143,9 @@ class Lending(Books[T]):
             held.append(now - loan)
             if len(held) > MOST_PENDING:
                 slot.held = held.folded()
-            if self._finish(slot, commit) and now < slot.expires:
+            if not self._finish(slot, commit):
+                slot.spoiled = True
+            elif now < slot.expires:
                 slot.since = now
                 if self._trusted_for < NEVER:
                     slot.good_until = min(slot.expires, now + self._trusted_for)
@@ -150,11 +157,12 @@ class Lending(Books[T]):
                 self._attend()
             elif not slot.loan or slot.loan[0] is loan:
                 slot.loan.clear()
+                slot.spoiled = True
                 lost, slot = slot, None
-                self._retire(lost, discarded=True)
+                self._retire(lost)
             raise
         if slot is not None:
-            self._retire(slot, discarded=True)
+            self._retire(slot)
         elif self._attention:
             self._attend()
 
@@ -186,7 +194,8 @@ class Lending(Books[T]):
     def _take_back_lost(self, slot: Slot[T]) -> None:
         info = slot.lease_info(monotonic())
         if info is None:  # lost on its way, by an interrupted call of the pool itself: nobody knows in which state
-            self._retire(slot, discarded=True)
+            slot.spoiled = True
+            self._retire(slot)
             return
         locked(self._lock, self._count_reclaimed, slot.loan[0])
         self._return(slot, slot.loan[0], None)
@@ -220,20 +229,20 @@ class Lending(Books[T]):
                     if item is not None and id(item) not in self._index:
                         self._dispose(slot, item)
                 finally:
-                    self._close_all(locked(self._lock, self._forget, slot, False))
+                    self._close_all(locked(self._lock, self._forget, slot))
             raise
 
-    def _retire(self, slot: Slot[T], discarded: bool) -> None:
+    def _retire(self, slot: Slot[T]) -> None:
         """Close the slot's item, then give its place away."""
         try:
             if slot.item is not None:
                 self._dispose(slot, slot.item)
         finally:
-            self._close_all(locked(self._lock, self._forget, slot, discarded))
+            self._close_all(locked(self._lock, self._forget, slot))
 
     def _close_all(self, slots: list[Slot[T]]) -> None:
         while slots:
-            self._retire(slots.pop(), discarded=False)
+            self._retire(slots.pop())
 
     # -- user code, run without the lock: see `Pool`
 

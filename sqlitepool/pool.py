@@ -71,7 +71,8 @@ class Pool(Lending[T]):
             on they are handed to the waiters in order. 0: always in order.
         reset: called with an item that comes back; if it fails the item is closed, and the failure logged. By default
             `item.rollback()`, if there is such a method.
-        check: called with an item that was idle for a second or more before it is lent; if it returns false or fails the
+        check: called with an item that was idle for a second or more before it is lent; if it returns false or fails
+        the
             item is replaced.
         close: called with an item at its end. By default `item.close()`, if there is such a method.
         name: stands in errors and statistics.
@@ -154,12 +155,19 @@ class Pool(Lending[T]):
     def acquire(self, timeout: float | EllipsisType | None = ...) -> T:
         """Take an item, to be returned with `release` or `discard`. The arguments and errors are `connection`'s."""
         lease = Lease(self, checks.timeout(timeout))
-        item = lease.__enter__()
-        slot = lease._slot
-        if slot is not None:
+        try:
+            item = lease.__enter__()
+            slot, lease._slot = lease._slot, None
+            assert slot is not None
             note_place(slot, sys._getframe(1))
             slot.frame = 0
-        return item
+            return item
+        except BaseException:
+            slot, lease._slot = lease._slot, None
+            if slot is not None:
+                lost, slot = slot, None
+                self._undo_checkout(lost)
+            raise
 
     def release(self, item: T) -> None:
         """Return an item that `acquire` lent.
@@ -167,9 +175,9 @@ class Pool(Lending[T]):
         Raises:
             ForeignItem: it is not on loan from this pool, or was returned before.
         """
-        slot = self._on_loan(item, "release")
-        if slot is not None:
-            self._return(slot, slot.loan[0], None)
+        found = self._find_loan(item, "release")
+        if found is not None:
+            self._return(*found, None)
 
     def discard(self, item: T) -> None:
         """Have a lent item closed on its return, so that it is never lent again.
@@ -180,30 +188,32 @@ class Pool(Lending[T]):
         Raises:
             ForeignItem: it is not on loan from this pool, or was returned before.
         """
-        slot = self._on_loan(item, "discard")
-        if slot is None:
+        found = self._find_loan(item, "discard")
+        if found is None:
             return
+        slot, loan = found
+        slot.spoiled = True
         slot.condemn()
         if not slot.frame:
             try:
                 self._discarded_items[id(item)] = weakref.ref(item)
-            except TypeError:  # no weak references to such an item
+            except TypeError:  # there are no weak references to such an item
                 pass
-            self._return(slot, slot.loan[0], None)
+            self._return(slot, loan, None)
 
-    def _on_loan(self, item: T, verb: str) -> Slot[T] | None:
+    def _find_loan(self, item: T, verb: str) -> tuple[Slot[T], float] | None:
+        """Find the loan of `item`; None if there is none and that is no error."""
+        self._notice_fork()
         slot = self._index.get(id(item))
-        if slot is not None and slot.item is item and slot.loan:
-            return slot
-        if slot is None:
-            discarded = self._discarded_items.pop(id(item), None)
-            if discarded is not None and discarded() is item:
-                return None
-            if not same_process[0]:
-                fork.start_anew()
-                return None
-        whose = "it was returned before" if slot is not None and slot.item is item else "this pool does not know it"
-        raise ForeignItem(f"cannot {verb} {item!r}: it is not on loan from {self!r}, {whose}")
+        if slot is not None and slot.item is item:
+            try:
+                return slot, slot.loan[0]
+            except IndexError:
+                raise ForeignItem(f"cannot {verb} {item!r}: it was returned to {self!r} before") from None
+        discarded = self._discarded_items.pop(id(item), None)
+        if discarded is not None and discarded() is item:
+            return None
+        raise ForeignItem(f"cannot {verb} {item!r}: it is not on loan from {self!r}")
 
     # -- what owners call
 
@@ -220,7 +230,9 @@ class Pool(Lending[T]):
         """
         if min_size is None:
             min_size = min(self._min_size, checks.count("max_size", max_size, 1))
-        self._close_all(locked(self._lock, self._resized, *_sizes(max_size, min_size)))
+        sizes = _sizes(max_size, min_size)
+        self._notice_fork()
+        self._close_all(locked(self._lock, self._resized, *sizes))
         self._fill()
 
     def drain(self) -> None:
@@ -228,6 +240,7 @@ class Pool(Lending[T]):
 
         For a change that only new items show, such as an SQL function that `setup` has begun to register.
         """
+        self._notice_fork()
         self._close_all(locked(self._lock, self._condemn_all))
 
     def close(self, timeout: float | None = 0.0) -> list[LeaseInfo]:
@@ -243,6 +256,7 @@ class Pool(Lending[T]):
         """
         limit = checks.optional_seconds("timeout", timeout)
         deadline = None if limit is None else monotonic() + limit
+        self._notice_fork()
         self._close_all(locked(self._lock, self._shut))
         while True:
             self._reclaim()
@@ -252,11 +266,13 @@ class Pool(Lending[T]):
 
     def stats(self) -> PoolStats:
         """Describe the pool at this moment. Takes lost items back first, so that `in_use` counts those in use."""
+        self._notice_fork()
         self._reclaim()
         return locked(self._lock, self._snapshot)
 
     def leases(self) -> list[LeaseInfo]:
         """Return who holds what, the longest first."""
+        self._notice_fork()
         self._reclaim()
         infos = locked(self._lock, self._lease_infos, monotonic())
         return sorted(infos, key=lambda info: -info.age)
@@ -309,6 +325,10 @@ class Pool(Lending[T]):
             self._close_all(locked(self._lock, self._trim, now))
 
     # -- forked children
+
+    def _notice_fork(self) -> None:
+        if not same_process[0]:
+            fork.start_anew()
 
     def _start_anew(self) -> None:
         """In a forked child: leave all that was inherited alone for ever, and begin with empty books."""

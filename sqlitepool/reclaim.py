@@ -1,8 +1,8 @@
 """Which items are lost: on the pool's books as lent, but in nobody's hands.
 
 A lease object that died proves nothing, its borrower may have kept the item; a dead thread neither, it may have passed
-the item on. What proves it is that nothing but the pool refers to the item: `sys.getrefcount` counts the references, and
-those that the pool and the item itself hold are known. For an item that wraps others (a `UserDatabase` around its
+the item on. What proves it is that nothing but the pool refers to the item: `sys.getrefcount` counts the references,
+and those that the pool and the item itself hold are known. For an item that wraps others (a `UserDatabase` around its
 connection) the same is asked of its parts, since somebody may have kept just the connection. In doubt an item counts
 as held: to lend a thing twice is worse than to lose it.
 
@@ -15,7 +15,7 @@ import gc
 import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
 from typing import TypeVar
 
 from sqlitepool.lease import Slot
@@ -40,8 +40,7 @@ _LOCAL = _measure()
 def parts_of(item: object) -> dict[int, int]:
     """Return the `id` of each object that `item` is made of, with the number of references to it from elsewhere.
 
-    "Elsewhere" is everything but these objects themselves. The count of `item` itself, which comes first, has those of the caller in it.
-    At most 200 objects are looked at.
+    "Elsewhere" is everything but these objects themselves. At most 200 objects are looked at.
     """
     parts = [item]
     inside = {id(item): 0}

@@ -18,8 +18,9 @@ MOST_PENDING = 256
 class Tally(list[float]):
     """Durations as they come, appended by one thread at a time: whoever owns the slot, or holds the lock.
 
-    A list of those that came last, on top of the counts of those before. When the list is longer than `MOST_PENDING`, its
-    owner puts `folded()` in its place; that is one step, so whoever reads meanwhile misses nothing and counts nothing twice.
+    A list of those that came last, on top of the counts of those before. When the list is longer than `MOST_PENDING`,
+    its owner puts `folded()` in its place; that is one step, so whoever reads meanwhile misses nothing and counts
+    nothing twice.
 
         tally.append(seconds)
         if len(tally) > MOST_PENDING:

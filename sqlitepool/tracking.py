@@ -122,11 +122,14 @@ class Connection(sqlite3.Connection):
     A subclass must declare `__slots__ = ()`: an attribute would pass from one borrower to the next.
     """
 
-    __slots__ = ("baseline", "before", "touched")
+    __slots__ = ("baseline", "before", "blobs", "cursors", "touched")
 
     baseline: Baseline
     #: kind -> the value before the first change. A kind that is not in here is not set back by value.
     before: dict[str, Any]
+    #: CPython's own lists of weak references to the open handles, as `cleaning` found them last; None before.
+    blobs: list[Any] | None
+    cursors: list[Any] | None
     #: The kinds of state that may have changed since the connection was last clean.
     touched: set[str]
 
@@ -136,7 +139,9 @@ class Connection(sqlite3.Connection):
         finally:  # afterwards: to initialise a connection again clears all its attributes
             _object_setattr(self, "baseline", NO_BASELINE)
             _object_setattr(self, "before", {})
-            _object_setattr(self, "touched", {"init"})
+            _object_setattr(self, "blobs", None)
+        _object_setattr(self, "cursors", None)
+        _object_setattr(self, "touched", {"init"})
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ATTRIBUTES:
