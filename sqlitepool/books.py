@@ -14,8 +14,9 @@ from typing import Generic, TypeVar
 from sqlitepool import deadlock, reclaim
 from sqlitepool.errors import PoolClosed, PoolFull, PoolTimeout
 from sqlitepool.lease import Slot
-from sqlitepool.stats import MOST_PENDING, LeaseInfo, PoolStats, Tally
-from sqlitepool.waiting import NEVER, Line, Waiter
+from sqlitepool.limits import NEVER, Limits
+from sqlitepool.stats import Counts, LeaseInfo, PoolStats
+from sqlitepool.waiting import Line, Waiter
 
 T = TypeVar("T")
 
@@ -35,34 +36,30 @@ class Books(Generic[T]):
     """
 
     name: str
-    _fairness: float
     _max_size: int
     _min_size: int
-    _max_waiting: int | None
-    _max_idle: float | None
-    _tend_every: float
+    _limits: Limits
 
     def _open_books(self) -> None:
         self._lock = threading.RLock()
         self._gone = threading.Condition(self._lock)
-        self._line: Line[Slot[T]] = Line(self._lock, self._fairness)
+        self._line: Line[Slot[T]] = Line(self._lock, self._limits.fairness)
         self._idle: deque[Slot[T]] = deque()
         self._slots: set[Slot[T]] = set()
         self._index: dict[int, Slot[T]] = {}
         self._reclaimed_loans: deque[float] = deque(maxlen=_RECLAIMED_KNOWN)
         self._closed = False
         self._attention = False
-        self._trim_at = monotonic() + self._tend_every
+        self._trim_at = monotonic() + self._limits.trim_every
         self._watch_at = NEVER
         self._quiet_until = self._trim_at
-        self._held = Tally().durations()
-        self._waits = Tally()
-        self._timeouts = self._opened = self._closed_items = self._discarded = self._reclaimed = 0
+        self._counts = Counts()
 
     def _look(self) -> None:
         """Work out anew what the quick way may do without asking. To be called after each change of the books."""
-        self._attention = self._closed or len(self._line) > 0 or len(self._slots) > self._max_size
-        self._quiet_until = -NEVER if self._closed else min(self._line.overdue_at, self._trim_at, self._watch_at)
+        busy = self._closed or len(self._slots) > self._max_size
+        self._attention = busy or len(self._line) > 0
+        self._quiet_until = -NEVER if busy else min(self._line.overdue_at, self._trim_at, self._watch_at)
 
     # -- asking for an item
 
@@ -81,6 +78,8 @@ class Books(Generic[T]):
         return self._free_slot()
 
     def _free_slot(self) -> Slot[T] | None:
+        if len(self._slots) > self._max_size:
+            return None
         try:
             return self._idle.pop()
         except IndexError:
@@ -108,7 +107,8 @@ class Books(Generic[T]):
         return waiter
 
     def _line_is_full(self) -> bool:
-        return self._max_waiting is not None and len(self._line) >= self._max_waiting
+        most = self._limits.max_waiting
+        return most is not None and len(self._line) >= most
 
     def _hopeless(self, deadline: float | None) -> bool:
         """Tell whether a caller that finds nothing free must be sent away at once."""
@@ -116,7 +116,8 @@ class Books(Generic[T]):
 
     def _sleep(self, waiter: Waiter[Slot[T]], seconds: float) -> None:
         """Have the caller sleep in the line. Woken without being handed anything, it may take what is free."""
-        waiter.sleep(seconds)
+        if self._line.woken is not waiter:  # woken between two sleeps
+            waiter.sleep(seconds)
         if waiter.given is not None or waiter.error is not None:
             return
         if self._line.woken is waiter:
@@ -129,9 +130,7 @@ class Books(Generic[T]):
     def _serve(self, waiter: Waiter[Slot[T]], slot: Slot[T]) -> None:
         """Hand a free slot to a waiter."""
         try:
-            self._waits.append(monotonic() - waiter.since)
-            if len(self._waits) > MOST_PENDING:
-                self._waits = self._waits.folded()
+            self._counts.count_wait(monotonic() - waiter.since)
             self._line.give(waiter, slot)
         except BaseException:
             if waiter.given is not slot:
@@ -151,7 +150,7 @@ class Books(Generic[T]):
             raise self._timed_out(monotonic(), started)
 
     def _timed_out(self, now: float, started: float) -> PoolTimeout:
-        self._timeouts += 1
+        self._counts.timeouts += 1
         holders = sorted(self._lease_infos(now), key=lambda info: -info.age)
         named = "; ".join(map(str, holders[:_HOLDERS_NAMED])) or "nobody"
         return PoolTimeout(f"{self._state()}: nothing came free in {now - started:.3f} s. Held longest by: {named}")
@@ -174,14 +173,14 @@ class Books(Generic[T]):
             self._look()
 
     def _settle(self) -> list[Slot[T]]:
-        """Hand out what is free. Return the slots that nobody may have, and that the caller is to close."""
-        self._hand_out(monotonic())
+        """Return the slots that nobody may have, and that the caller is to close. Hand out what is free besides."""
         surplus: list[Slot[T]] = []
         while self._closed or len(self._slots) - len(surplus) > self._max_size:
             try:
                 surplus.append(self._idle.popleft())
             except IndexError:
                 break
+        self._hand_out(monotonic())
         return surplus
 
     def _put_back(self, slot: Slot[T]) -> None:
@@ -201,11 +200,12 @@ class Books(Generic[T]):
         if twin is not None and twin.item is item:
             raise ValueError(f"the factory of {self!r} returned the same object twice: {item!r}")
         slot.parts = parts
+        slot.since = monotonic()
         slot.expires = min(slot.expires, expires)
-        slot.good_until = slot.expires
+        slot.good_until = min(slot.expires, slot.since + self._limits.trusted_for)
         self._index[id(item)] = slot
         slot.item = item
-        self._opened += 1
+        self._counts.opened += 1
 
     def _claim_missing(self) -> Slot[T] | None:
         """Take a new slot if fewer than `min_size` are there."""
@@ -221,9 +221,9 @@ class Books(Generic[T]):
             if slot.item is not None:
                 if self._index.get(id(slot.item)) is slot:
                     del self._index[id(slot.item)]
-                self._held += slot.held.durations()
-                self._closed_items += 1
-                self._discarded += slot.spoiled
+                self._counts.held += slot.held.durations()
+                self._counts.closed += 1
+                self._counts.discarded += slot.spoiled
             slot.item = None  # type: ignore[assignment]  # the slot is dead
             self._slots.discard(slot)
         if self._closed and not self._slots:
@@ -232,15 +232,16 @@ class Books(Generic[T]):
 
     def _trim(self, now: float) -> list[Slot[T]]:
         """Take the slots that are too old, or idle for too long, out of the books' free ones."""
-        self._trim_at = now + self._tend_every
+        self._trim_at = now + self._limits.trim_every
         spare = len(self._slots) - self._min_size
+        max_idle = self._limits.max_idle
         surplus, kept = [], []
         while self._idle:
             try:
                 slot = self._idle.popleft()
             except IndexError:
                 break
-            if now >= slot.expires or (spare > 0 and self._max_idle is not None and now - slot.since >= self._max_idle):
+            if now >= slot.expires or (spare > 0 and max_idle is not None and now - slot.since >= max_idle):
                 surplus.append(slot)
                 spare -= 1
             else:
@@ -300,7 +301,7 @@ class Books(Generic[T]):
         return reclaim.lost_slots(self._slots, tuple(self._idle), self._index)
 
     def _count_reclaimed(self, loan: float) -> None:
-        self._reclaimed += 1
+        self._counts.reclaimed += 1
         self._reclaimed_loans.append(loan)
 
     def _break_deadlock(self) -> None:
@@ -322,7 +323,8 @@ class Books(Generic[T]):
         slots = list(self._slots)
         idle = min(len(self._idle), len(slots))
         opening = sum(slot.item is None for slot in slots)
-        held = self._held
+        counts = self._counts
+        held = counts.held
         lent = 0
         for slot in slots:
             lent += len(slot.loan)
@@ -337,12 +339,12 @@ class Books(Generic[T]):
             max_size=self._max_size,
             min_size=self._min_size,
             checkouts=held.count + lent,
-            timeouts=self._timeouts,
-            opened=self._opened,
-            closed=self._closed_items,
-            discarded=self._discarded,
-            reclaimed=self._reclaimed,
-            wait_seconds=self._waits.durations(),
+            timeouts=counts.timeouts,
+            opened=counts.opened,
+            closed=counts.closed,
+            discarded=counts.discarded,
+            reclaimed=counts.reclaimed,
+            wait_seconds=counts.waits.durations(),
             held_seconds=held,
         )
 

@@ -8,28 +8,32 @@ import sqlite3
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from time import monotonic
 from types import EllipsisType
 from typing import Any, Literal, TypedDict, TypeVar, Unpack, overload
 
-from sqlitepool import checks, fork
+from sqlitepool import fork, limits
 from sqlitepool.cleaning import clean, end_block, retire, set_baseline
 from sqlitepool.connection import check_options, check_path, check_pragmas, normalise_path, open_connection
+from sqlitepool.database_file import DatabaseFile
 from sqlitepool.errors import FileReplaced
 from sqlitepool.lease import Lease, Slot, note_place
-from sqlitepool.pool import Pool
+from sqlitepool.limits import NEVER
+from sqlitepool.pool import Pool, logger
 from sqlitepool.stats import LeaseInfo
 from sqlitepool.tracking import LAYOUT, Connection
-from sqlitepool.waiting import NEVER, locked
+from sqlitepool.waiting import locked
 
 T = TypeVar("T")
 W = TypeVar("W")
 
-# How often the database file is looked at, in seconds: the look costs as much as some checkouts.
-_WATCH_EVERY = 0.0005
+# A connection that was idle for longer (seconds) is lent only after a look at the database file; where all are busy all
+# the time, the file is looked at so often (seconds). A look costs as much as a checkout.
+_TRUSTED_FOR = 0.00001
+_LOOK_EVERY = 0.001
 
 _MODES = ("deferred", "immediate", "exclusive")
-_FileId = tuple[int, int]
 
 
 class Options(TypedDict, total=False):
@@ -85,8 +89,8 @@ class ConnectionPool(Pool[T]):
         setup: called with each new connection, before `wrap`: to register functions, attach databases and so on.
         if_replaced: what to do when the database file has been replaced or deleted underneath: "reopen" retires every
             connection, with a `RuntimeWarning`, and opens the file that is there now; "raise" retires them and raises
-            `FileReplaced` on each checkout until the old file is back. The file is looked at on checkout, at most once
-            in half a millisecond.
+            `FileReplaced` on each checkout until the old file is back. The file is looked at before a connection is
+            lent that was idle, if only for ten microseconds, and once in a millisecond under load.
         **options: those of `Pool` (`reset`, `check` and `close` get what is lent, before the pool sees to the
             connection), and of `sqlite3.connect`: `detect_types`, `isolation_level` ("IMMEDIATE" unless given),
             `cached_statements`, `factory` (a subclass of `sqlitepool.Connection`) and, from Python 3.12, `autocommit`.
@@ -135,30 +139,33 @@ class ConnectionPool(Pool[T]):
         if_replaced: Literal["reopen", "raise"] = "reopen",
         **options: Any,
     ) -> None:
-        checks.callable_or_none("wrap", wrap)
-        checks.callable_or_none("setup", setup)
+        limits.callable_or_none("wrap", wrap)
+        limits.callable_or_none("setup", setup)
         if if_replaced not in ("reopen", "raise"):
             raise ValueError(f'if_replaced must be "reopen" or "raise", not {if_replaced!r}')
         pool_options = {key: options.pop(key) for key in _POOL_OPTIONS & options.keys()}
         check_options(options)
         check_pragmas(pragmas or {})
-        self._read_only = read_only
         self._target = normalise_path(database, read_only)
-        self._connect_options = options
-        self._pragmas = dict(pragmas or {})
-        self._setup = setup
+        self._open_options: dict[str, Any] = {
+            "read_only": read_only,
+            "pragmas": dict(pragmas or {}),
+            "setup": setup,
+            "connect_options": options,
+        }
         self._wrap = wrap
         self._raises = if_replaced == "raise"
         check_path(self._target, read_only)
-        self._anchors: list[Connection] = []
-        self._file_id: _FileId | None = None
-        self._replaced = False
+        self._anchor: Connection | None = None
+        self._file = DatabaseFile(self._target.file) if self._target.file is not None else None
         for hook in ("reset", "close"):
             if pool_options.get(hook) is None:
                 pool_options[hook] = _close if hook == "close" and wrap is not None else _nothing
         if pool_options.get("name") is None:
             pool_options["name"] = os.path.basename(self._target.file or str(database))
         super().__init__(_no_factory, **pool_options)
+        if not self._target.memory:
+            self._limits = replace(self._limits, trusted_for=min(self._limits.trusted_for, _TRUSTED_FOR))
 
     def transaction(
         self,
@@ -182,25 +189,31 @@ class ConnectionPool(Pool[T]):
         """
         if mode not in _MODES:
             raise ValueError(f"mode must be one of {', '.join(_MODES)}, not {mode!r}")
-        return _Transaction(self, checks.timeout(timeout), mode)
+        return _Transaction(self, limits.timeout(timeout), mode)
 
     def close(self, timeout: float | None = 0.0) -> list[LeaseInfo]:
         """Close the pool, as `Pool.close` does. A database in memory goes with its last connection."""
         still_out = super().close(timeout)
-        while self._anchors:
-            retire(self._anchors.pop())
+        anchor = locked(self._lock, self._take_anchor)
+        if anchor is not None:
+            retire(anchor)
         return still_out
 
     # -- what `Pool` asks of its subclasses
 
     def _create(self, slot: Slot[T], deadline: float | None) -> T:
-        if self._replaced:
-            self._refuse_mixture()
-        if self._target.memory and not self._anchors:
-            self._anchors.append(self._connect(deadline))
+        file = self._file
+        if file is not None and file.left:
+            self._enter_file(file)
+        if self._target.memory and self._anchor is None:
+            anchor = self._connect(deadline)
+            if not locked(self._lock, self._keep_anchor, anchor):
+                retire(anchor)
         conn = self._connect(deadline)
         try:
-            self._remember_file()
+            if file is not None:
+                conn.read("PRAGMA schema_version")  # from the first read on there is a journal to remember
+                self._remember_file(file)
             slot.base = conn
             if self._wrap is None:
                 return conn  # type: ignore[return-value]  # T is Connection then
@@ -215,21 +228,29 @@ class ConnectionPool(Pool[T]):
             retire(conn)
             raise
 
+    def _keep_anchor(self, anchor: Connection) -> bool:
+        """Keep a connection that a database in memory lives by, if there is none yet. Needs the lock."""
+        if self._closed or self._anchor is not None:
+            return False
+        self._anchor = anchor
+        return True
+
+    def _take_anchor(self) -> Connection | None:
+        anchor, self._anchor = self._anchor, None
+        return anchor
+
     def _connect(self, deadline: float | None) -> Connection:
         return open_connection(
             self._target.database,
             uri=self._target.uri,
-            read_only=self._read_only,
-            pragmas=self._pragmas,
-            setup=self._setup,
             deadline=deadline,
-            connect_options=self._connect_options,
+            **self._open_options,
         )
 
     def _finish(self, slot: Slot[T], commit: bool | None) -> bool:
         conn: Connection = slot.base
         try:
-            if self._reset is _nothing and not conn.in_transaction:
+            if not conn.in_transaction and self._reset is _nothing:
                 return clean(conn)
         except sqlite3.ProgrammingError:  # its borrower closed it
             return False
@@ -258,19 +279,18 @@ class ConnectionPool(Pool[T]):
             retire(conn)
 
     def _tend(self, now: float) -> None:
-        if self._file_id is not None and now >= self._watch_at:
-            self._watch(now)
+        file = self._file
+        if file is not None and now - file.looked_at >= _TRUSTED_FOR and (self._slots or file.left):
+            self._look_at_file(file, now)
         super()._tend(now)
 
     def _start_anew(self) -> None:
         super()._start_anew()
-        self._file_id = None
-        self._replaced = False
-        for anchor in self._anchors:
-            fork.keep_forever(anchor)
         if self._target.memory:
-            self._anchors = []
-            self._target = normalise_path(":memory:", self._read_only)
+            if self._anchor is not None:
+                fork.keep_forever(self._anchor)
+            self._anchor = None
+            self._target = normalise_path(":memory:", self._open_options["read_only"])
 
     def _abandon(self, slot: Slot[T]) -> None:
         if slot.item is not None:
@@ -280,47 +300,54 @@ class ConnectionPool(Pool[T]):
 
     # -- the file
 
-    def _remember_file(self) -> None:
-        if self._target.file is not None and self._file_id is None:
-            self._file_id = _identify(self._target.file)
-            locked(self._lock, self._watch_from, monotonic() + _WATCH_EVERY)
-
-    def _watch(self, now: float) -> None:
-        """See whether the file is still the one that the connections have open."""
-        known = self._file_id
-        assert self._target.file is not None
-        found = _identify(self._target.file)
-        if found == known:
-            locked(self._lock, self._watch_from, now + _WATCH_EVERY)
+    def _look_at_file(self, file: DatabaseFile, now: float) -> None:
+        """See whether the file is still the one that the connections have open; if not, part with them."""
+        what = file.look()
+        if what is None:
+            file.left = False
+            file.looked_at = now
+            if now >= self._watch_at:
+                locked(self._lock, self._watch_from, now + _LOOK_EVERY)
             return
-        surplus = locked(self._lock, self._leave_file, known)
-        if surplus is None:  # another thread was quicker
-            return
-        self._close_all(surplus)
-        what = "deleted" if found is None else "replaced"
-        message = f"the database file {self._target.file} was {what} while pool {self.name!r} had it open"
+        surplus = locked(self._lock, self._leave_file, file)
+        message = f"the database file {file.path} was {what} while pool {self.name!r} had it open"
+        if surplus is not None:
+            self._close_all(surplus)
+            if not self._raises:
+                warnings.warn(f"{message}: its connections are closed and opened anew", RuntimeWarning, stacklevel=5)
         if self._raises:
             raise FileReplaced(f"{message}; put it back, or close the pool")
-        warnings.warn(f"{message}: its connections are closed and opened anew", RuntimeWarning, stacklevel=6)
 
-    def _leave_file(self, known: _FileId | None) -> list[Slot[T]] | None:
-        """Have every connection replaced, because the file is another. Needs the lock."""
-        if self._file_id != known:
+    def _leave_file(self, file: DatabaseFile) -> list[Slot[T]] | None:
+        """Have every connection replaced, because the file is another; None if that is done already. Needs the lock."""
+        if file.left:
             return None
-        self._replaced = True
-        if not self._raises:
-            self._file_id = None
-            self._watch_from(NEVER)
+        file.left = True
+        self._watch_from(-NEVER if self._raises else NEVER)
         return self._condemn_all()
 
-    def _refuse_mixture(self) -> None:
-        """Raise if connections to the old file are still lent: SQLite finds a journal by the path, not by the file."""
+    def _enter_file(self, file: DatabaseFile) -> None:
+        """Make sure that a connection about to be opened does not find the journal of another file."""
+        if file.look() is None:  # put back
+            file.left = False
+            return
         if any(slot.item is not None and slot.expires == -NEVER for slot in list(self._slots)):
             raise FileReplaced(
-                f"{self._target.file} was replaced while connections of pool {self.name!r} to the old file are still "
-                "lent; a new connection would mix up their journals. Try again when they have been returned"
+                f"{file.path} was replaced while connections of pool {self.name!r} to the old file are still lent; "
+                "a new connection would mix up their journals. Try again when they have been returned"
             )
-        self._replaced = False
+        aside = file.set_journal_aside()
+        if aside is not None:
+            logger.warning("the journal of the file that was replaced at %s is kept as %s", file.path, aside)
+
+    def _remember_file(self, file: DatabaseFile) -> None:
+        """Note which file is open now, unless connections to another one are open too."""
+        if not file.left and file.look() is not None and any(slot.item is not None for slot in list(self._slots)):
+            self._look_at_file(file, monotonic())
+            raise FileReplaced(f"{file.path} was replaced while a connection to it was opened. Try again")
+        file.remember()
+        file.left = False
+        locked(self._lock, self._watch_from, monotonic() + _LOOK_EVERY)
 
 
 def _open_handles(conn: Connection) -> list[object]:
@@ -342,14 +369,6 @@ def _close(item: Any) -> None:
         close()
 
 
-def _identify(path: str) -> _FileId | None:
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
-
-
 class _Transaction(Lease[T]):
     """A lease whose block is one explicit transaction."""
 
@@ -367,6 +386,8 @@ class _Transaction(Lease[T]):
             assert slot is not None
             note_place(slot, frame)
             slot.frame = id(frame)
+            if slot.base.baseline.rests_in_transaction:  # autocommit=False has begun one, which is still empty
+                slot.base.execute("ROLLBACK")
             slot.base.execute(f"BEGIN {self._mode.upper()}")
             return item
         except BaseException:

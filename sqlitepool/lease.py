@@ -16,8 +16,8 @@ from types import CodeType, FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sqlitepool.fork import same_process
+from sqlitepool.limits import NEVER
 from sqlitepool.stats import LeaseInfo, Tally
-from sqlitepool.waiting import NEVER
 
 if TYPE_CHECKING:
     from types import EllipsisType

@@ -25,8 +25,9 @@ from sqlitepool.books import Books
 from sqlitepool.errors import ForeignItem
 from sqlitepool.fork import same_process
 from sqlitepool.lease import Slot
+from sqlitepool.limits import NEVER
 from sqlitepool.stats import MOST_PENDING
-from sqlitepool.waiting import NEVER, Waiter, locked
+from sqlitepool.waiting import Waiter, locked
 
 T = TypeVar("T")
 
@@ -41,16 +42,12 @@ class Lending(Books[T]):
     """The ways of an item between the pool and its borrowers. `Pool` adds what callers see and the calls of user
     code."""
 
-    _timeout: float | None
-    _max_lifetime: float | None
-    _trusted_for: float
-
     # -- lending
 
     def _checkout_slowly(self, started: float, timeout: float | EllipsisType | None) -> Slot[T]:
         """Take a slot with an open item, when there is anything to see to or to wait for."""
         if isinstance(timeout, EllipsisType):
-            timeout = self._timeout
+            timeout = self._limits.timeout
         if not same_process[0]:
             fork.start_anew()
         deadline = None if timeout is None else started + timeout
@@ -59,7 +56,13 @@ class Lending(Books[T]):
             while True:
                 now = monotonic()
                 self._tend(now)
-                slot = locked(self._lock, self._claim, now)
+                if now < self._quiet_until:
+                    try:
+                        slot = self._idle.pop()
+                    except IndexError:
+                        pass
+                if slot is None:
+                    slot = locked(self._lock, self._claim, now)
                 if slot is None:
                     slot = self._wait(started, deadline)
                     now = monotonic()
@@ -72,8 +75,11 @@ class Lending(Books[T]):
                 idle_for, slot.since = now - slot.since, now
                 if now < slot.expires and self._is_good(slot, idle_for):
                     return slot
+                failed = slot.spoiled
                 bad, slot = slot, None
                 self._retire(bad)
+                if failed and deadline is not None and monotonic() >= deadline:
+                    raise locked(self._lock, self._timed_out, monotonic(), started)
         except BaseException:
             if slot is not None:
                 lost, slot = slot, None
@@ -147,8 +153,8 @@ class Lending(Books[T]):
                 slot.spoiled = True
             elif now < slot.expires:
                 slot.since = now
-                if self._trusted_for < NEVER:
-                    slot.good_until = min(slot.expires, now + self._trusted_for)
+                until = now + self._limits.trusted_for
+                slot.good_until = until if until < slot.expires else slot.expires
                 back, slot = slot, None
                 self._idle.append(back)
         except BaseException:
@@ -218,8 +224,8 @@ class Lending(Books[T]):
             if item is None:
                 raise TypeError(f"the factory of {self!r} returned None; it must return the item")
             expires = NEVER
-            if self._max_lifetime is not None:
-                expires = monotonic() + self._max_lifetime * (1 - _JITTER * random.random())
+            if self._limits.max_lifetime is not None:
+                expires = monotonic() + self._limits.max_lifetime * (1 - _JITTER * random.random())
             locked(self._lock, self._admit, slot, item, reclaim.parts_of(item), expires)
         except BaseException:
             if slot.item is not None:

@@ -11,21 +11,19 @@ from time import monotonic
 from types import EllipsisType, TracebackType
 from typing import Any, Self, TypeVar
 
-from sqlitepool import checks, fork
+from sqlitepool import fork, limits
 from sqlitepool.errors import ForeignItem
 from sqlitepool.fork import same_process
 from sqlitepool.lease import Lease, Slot, note_place
 from sqlitepool.lending import MOST_PATIENCE, Lending
+from sqlitepool.limits import NEVER
 from sqlitepool.stats import LeaseInfo, PoolStats
-from sqlitepool.waiting import NEVER, locked
+from sqlitepool.waiting import locked
 
 T = TypeVar("T")
 
 logger = logging.getLogger("sqlitepool")
 _numbers = itertools.count(1)
-
-# An item idle for this long (seconds) is looked at by `check` before it is lent.
-_CHECK_AFTER = 1.0
 
 _new = object.__new__
 
@@ -34,14 +32,6 @@ def _rollback(item: Any) -> None:
     rollback = getattr(item, "rollback", None)
     if rollback is not None:
         rollback()
-
-
-def _sizes(max_size: int, min_size: int) -> tuple[int, int]:
-    checks.count("max_size", max_size, 1)
-    checks.count("min_size", min_size, 0)
-    if min_size > max_size:
-        raise ValueError(f"min_size must be at most max_size, not {min_size} > {max_size}")
-    return max_size, min_size
 
 
 def _close(item: Any) -> None:
@@ -103,21 +93,15 @@ class Pool(Lending[T]):
         if not callable(factory):
             raise TypeError(f"factory must be callable, such as `lambda: UserDatabase(path)`, not {factory!r}")
         for hook, value in (("reset", reset), ("check", check), ("close", close)):
-            checks.callable_or_none(hook, value)
+            limits.callable_or_none(hook, value)
         self._factory = factory
         self._reset = reset if reset is not None else _rollback
         self._check = check
         self._closer = close if close is not None else _close
-        self._max_size, self._min_size = _sizes(max_size, min_size)
-        self._timeout = checks.optional_seconds("timeout", timeout)
-        self._max_waiting = None if max_waiting is None else checks.count("max_waiting", max_waiting, 0)
-        self._max_idle = checks.optional_seconds("max_idle", max_idle, above_zero=True)
-        self._max_lifetime = checks.optional_seconds("max_lifetime", max_lifetime, above_zero=True)
-        self._fairness = checks.seconds("fairness", fairness)
-        self._trusted_for = min(NEVER if check is None else _CHECK_AFTER, self._max_idle or NEVER)
-        self._tend_every = min(self._max_idle or NEVER, self._max_lifetime or NEVER) / 4
+        self._max_size, self._min_size = limits.sizes(max_size, min_size)
+        self._limits = limits.Limits.checked(timeout, max_waiting, max_idle, max_lifetime, fairness, check)
         self.name = name if name is not None else f"pool-{next(_numbers)}"
-        self._discarded_items: dict[int, weakref.ref[Any]] = {}
+        self._discarded_items: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._open_books()
         fork.register(self)
         try:
@@ -145,7 +129,7 @@ class Pool(Lending[T]):
             Exception: whatever the factory raised.
         """
         if timeout is not ...:
-            checks.timeout(timeout)
+            limits.timeout(timeout)
         lease: Lease[T] = _new(Lease)  # `Lease(self, timeout)` for a third less: this is the quick way
         lease._pool = self
         lease._timeout = timeout
@@ -154,7 +138,7 @@ class Pool(Lending[T]):
 
     def acquire(self, timeout: float | EllipsisType | None = ...) -> T:
         """Take an item, to be returned with `release` or `discard`. The arguments and errors are `connection`'s."""
-        lease = Lease(self, checks.timeout(timeout))
+        lease = Lease(self, limits.timeout(timeout))
         try:
             item = lease.__enter__()
             slot, lease._slot = lease._slot, None
@@ -196,7 +180,7 @@ class Pool(Lending[T]):
         slot.condemn()
         if not slot.frame:
             try:
-                self._discarded_items[id(item)] = weakref.ref(item)
+                self._discarded_items[id(item)] = item
             except TypeError:  # there are no weak references to such an item
                 pass
             self._return(slot, loan, None)
@@ -210,8 +194,7 @@ class Pool(Lending[T]):
                 return slot, slot.loan[0]
             except IndexError:
                 raise ForeignItem(f"cannot {verb} {item!r}: it was returned to {self!r} before") from None
-        discarded = self._discarded_items.pop(id(item), None)
-        if discarded is not None and discarded() is item:
+        if self._discarded_items.pop(id(item), None) is item:
             return None
         raise ForeignItem(f"cannot {verb} {item!r}: it is not on loan from {self!r}")
 
@@ -229,8 +212,8 @@ class Pool(Lending[T]):
             PoolClosed: the pool is closed.
         """
         if min_size is None:
-            min_size = min(self._min_size, checks.count("max_size", max_size, 1))
-        sizes = _sizes(max_size, min_size)
+            min_size = min(self._min_size, limits.count("max_size", max_size, 1))
+        sizes = limits.sizes(max_size, min_size)
         self._notice_fork()
         self._close_all(locked(self._lock, self._resized, *sizes))
         self._fill()
@@ -254,13 +237,13 @@ class Pool(Lending[T]):
         Returns:
             The items still out, empty if all came back.
         """
-        limit = checks.optional_seconds("timeout", timeout)
-        deadline = None if limit is None else monotonic() + limit
+        wait = limits.optional_seconds("timeout", timeout)
+        deadline = NEVER if wait is None else monotonic() + wait
         self._notice_fork()
         self._close_all(locked(self._lock, self._shut))
         while True:
             self._reclaim()
-            left = NEVER if deadline is None else deadline - monotonic()
+            left = deadline - monotonic()
             if left <= 0 or locked(self._lock, self._wait_for_returns, min(left, MOST_PATIENCE)):
                 return self.leases()
 
@@ -302,15 +285,17 @@ class Pool(Lending[T]):
 
     def _is_good(self, slot: Slot[T], idle_for: float) -> bool:
         """Tell whether an item that was idle for so many seconds may still be lent."""
-        if self._max_idle is not None and idle_for >= self._max_idle and len(self._slots) > self._min_size:
+        max_idle = self._limits.max_idle
+        if max_idle is not None and idle_for >= max_idle and len(self._slots) > self._min_size:
             return False
-        if self._check is None or idle_for < _CHECK_AFTER:
+        if self._check is None or not self._limits.check_is_due(idle_for):
             return True
         try:
-            return bool(self._check(slot.item))
+            slot.spoiled = not self._check(slot.item)
         except Exception:
             logger.warning("pool %r replaces an item: its check failed", self.name, exc_info=True)
-            return False
+            slot.spoiled = True
+        return not slot.spoiled
 
     def _dispose(self, slot: Slot[T], item: T) -> None:
         """Close `item`."""

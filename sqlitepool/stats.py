@@ -9,6 +9,7 @@ from math import frexp
 # Bucket e holds durations in [2**(e-1), 2**e) seconds, for e from -31 (half a nanosecond) to 32 (a century). A negative
 # index counts from the end of the list, as Python's do: recording needs no arithmetic.
 _BUCKETS = 64
+_SHORTEST = 2.0**-32
 
 
 # So many durations are kept as they come: sorting and counting many at once is five times as fast as one by one.
@@ -42,7 +43,7 @@ class Tally(list[float]):
         if not pending:
             return self._counted
         buckets = list(self._counted.buckets)
-        start, exponent = 0, frexp(pending[0])[1]
+        start, exponent = 0, frexp(max(pending[0], _SHORTEST))[1]
         while start < len(pending):
             end = bisect_left(pending, 2.0**exponent, start)
             buckets[exponent] += end - start
@@ -107,6 +108,23 @@ class Durations:
             if seen and seen >= wanted:
                 return min(2.0**exponent, self.max)
         return self.max
+
+
+class Counts:
+    """What a pool counts under its lock, until it becomes `PoolStats`; `held` is of the items that are closed."""
+
+    __slots__ = ("closed", "discarded", "held", "opened", "reclaimed", "timeouts", "waits")
+
+    def __init__(self) -> None:
+        self.timeouts = self.opened = self.closed = self.discarded = self.reclaimed = 0
+        self.held = Tally().durations()
+        self.waits = Tally()
+
+    def count_wait(self, seconds: float) -> None:
+        """Count a checkout that had to wait so long."""
+        self.waits.append(seconds)
+        if len(self.waits) > MOST_PENDING:
+            self.waits = self.waits.folded()
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ class Connection(sqlite3.Connection):
     A subclass must declare `__slots__ = ()`: an attribute would pass from one borrower to the next.
     """
 
-    __slots__ = ("baseline", "before", "blobs", "cursors", "touched")
+    __slots__ = ("__weakref__", "baseline", "before", "blobs", "cursors", "touched")
 
     baseline: Baseline
     #: kind -> the value before the first change. A kind that is not in here is not set back by value.

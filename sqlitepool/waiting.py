@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator
 from threading import Condition, get_ident
 from typing import Any, Generic, ParamSpec, TypeVar
 
+from sqlitepool.limits import NEVER
+
 T = TypeVar("T")
 R = TypeVar("R")
 P = ParamSpec("P")
 
-NEVER = float("inf")
 _NOT_HELD = ("cannot release un-acquired lock",)
 
 

@@ -1,0 +1,182 @@
+"""Promise 3: bounded barging. A waiter is passed over for `fairness` seconds at most, and keeps its place."""
+
+from __future__ import annotations
+
+import threading
+from time import monotonic
+
+import pytest
+from pool_support import PATIENCE, Factory, Item, eventually, held, start
+
+from sqlitepool import Pool
+
+
+class Queue:
+    """Callers that line up one after the other for the only item; `served` has their numbers in the order of service."""
+
+    def __init__(self, pool: Pool[Item]) -> None:
+        self.pool = pool
+        self.served: list[int] = []
+        self.threads = []
+
+    def line_up(self, count: int) -> None:
+        for _ in range(count):
+            number = len(self.threads)
+            self.threads.append(start(self._borrow, number))
+            eventually(lambda: self.pool.stats().waiting == len(self.threads))
+
+    def _borrow(self, number: int) -> None:
+        with self.pool.connection():
+            self.served.append(number)
+
+    def join(self) -> None:
+        for thread in self.threads:
+            thread.result(PATIENCE)
+
+
+@pytest.mark.parametrize("fairness", [0, 0.001])
+def test_waiters_are_served_in_order_once_the_longest_has_waited_for_fairness(fairness: float) -> None:
+    pool = Pool(Factory(), max_size=1, fairness=fairness)
+    queue = Queue(pool)
+    with held(pool) as go:
+        queue.line_up(8)
+        threading.Event().wait(2 * fairness)
+        go.set()
+        queue.join()
+    assert queue.served == list(range(8))
+
+
+def test_fairness_0_is_strict_fifo_even_for_who_asks_when_the_item_is_free() -> None:
+    """The item comes back while somebody waits; who asks in that moment goes to the end of the line."""
+    pool = Pool(Factory(), max_size=1, fairness=0)
+    queue = Queue(pool)
+    item = pool.acquire()
+    queue.line_up(3)
+    pool.release(item)
+    with pool.connection():
+        queue.served.append(-1)
+    queue.join()
+    assert queue.served == [0, 1, 2, -1]
+
+
+def test_before_fairness_a_caller_may_take_what_is_free() -> None:
+    pool = Pool(Factory(), max_size=1, fairness=3600)
+    with held(pool) as go:
+        queue = Queue(pool)
+        queue.line_up(1)
+        go.set()
+        # the waiter is woken, but until it runs the item is anybody's: the lock keeps it from running
+        with pool._lock:
+            eventually(lambda: len(pool._idle) == 1)
+            item = pool.acquire()
+        assert not queue.threads[0].done()
+        assert pool.stats().waiting == 1
+        pool.release(item)
+        queue.join()
+
+
+def test_after_fairness_nobody_may_take_what_is_free() -> None:
+    pool = Pool(Factory(), max_size=1, fairness=0.001)
+    queue = Queue(pool)
+    item = pool.acquire()
+    queue.line_up(1)
+    threading.Event().wait(0.002)
+    with pool._lock:
+        asker = start(pool.acquire)  # waits for the lock
+        release = start(pool.release, item)
+        threading.Event().wait(0.02)
+    queue.join()
+    release.result(PATIENCE)
+    pool.release(asker.result(PATIENCE))
+    assert queue.served == [0]
+
+
+@pytest.mark.parametrize("fairness", [0, 0.005, 0.02])
+def test_no_waiter_starves_under_load(fairness: float) -> None:
+    """Sixteen greedy threads, two items: in the end everybody was served, and nobody waited for the whole run."""
+    pool = Pool(Factory(), max_size=2, fairness=fairness)
+    barrier = threading.Barrier(16)
+    seconds = 1.0
+
+    def borrow() -> tuple[int, float]:
+        barrier.wait(PATIENCE)
+        end = monotonic() + seconds
+        count, worst = 0, 0.0
+        while (began := monotonic()) < end:
+            with pool.connection():
+                worst = max(worst, monotonic() - began)
+                sum(range(200))
+            count += 1
+        return count, worst
+
+    results = [thread.result(PATIENCE) for thread in [start(borrow) for _ in range(16)]]
+    assert min(count for count, _ in results) > 10
+    assert max(worst for _, worst in results) < seconds / 2
+    assert pool.stats().waiting == 0
+
+
+def test_at_most_one_wake_up_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three items come back before anybody wakes: one waiter is notified; who wakes notifies the next."""
+    pool = Pool(Factory(), max_size=3, fairness=3600)
+    items = [pool.acquire() for _ in range(3)]
+    queue = Queue(pool)
+    queue.line_up(3)
+    woken = []
+    line_class = type(pool._line)
+    wake = line_class.wake
+
+    def count(line, waiter):  # type: ignore[no-untyped-def]
+        woken.append(waiter)
+        wake(line, waiter)
+
+    monkeypatch.setattr(line_class, "wake", count)
+    with pool._lock:
+        for item in items:
+            pool.release(item)
+        assert len(woken) == 1
+        assert len(pool._idle) == 3
+    queue.join()
+    assert len(set(woken)) == len(woken) <= 3
+
+
+def test_a_wake_up_is_passed_on_when_its_waiter_leaves() -> None:
+    """The head gives up just as it is woken: the next in line gets the item."""
+    pool = Pool(Factory(), max_size=1, fairness=3600)
+    item = pool.acquire()
+    head = start(pool.acquire, 0.05)
+    eventually(lambda: pool.stats().waiting == 1)
+    second = start(pool.acquire)
+    eventually(lambda: pool.stats().waiting == 2)
+    with pool._lock:
+        pool.release(item)
+        assert pool._line.woken is pool._line.head()
+        threading.Event().wait(0.06)  # the head's deadline passes while it cannot run
+    for thread in (head, second):
+        try:
+            pool.release(thread.result(PATIENCE))
+        except TimeoutError:
+            assert thread is head
+    assert pool.stats().waiting == 0
+
+
+def test_an_item_that_returns_between_two_sleeps_of_a_waiter_is_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notification finds nobody asleep: the waiter must not go to sleep on it."""
+    pool = Pool(Factory(), max_size=1, fairness=3600)
+    item = pool.acquire()
+    rounds, returned = 0, 0.0
+    reclaim = pool._reclaim
+    main = threading.current_thread()
+
+    def while_awake() -> bool:
+        nonlocal rounds, returned
+        found = reclaim()
+        if threading.current_thread() is not main:
+            rounds += 1
+            if rounds == 7:  # by now it would sleep for more than half a second
+                pool.release(item)
+                returned = monotonic()
+        return found
+
+    monkeypatch.setattr(pool, "_reclaim", while_awake)
+    waiter = start(lambda: (pool.release(pool.acquire()), monotonic())[1])
+    assert waiter.result(PATIENCE) - returned < 0.3
