@@ -84,11 +84,16 @@ class Books(Generic[T]):
             return self._idle.pop()
         except IndexError:
             pass
-        if len(self._slots) >= self._max_size:
-            return None
+        return self._new_slot(self._max_size)
+
+    def _new_slot(self, most: int) -> Slot[T] | None:
+        """Enter a new slot in the books if there are fewer than `most`."""
         slot: Slot[T] = Slot()
-        self._slots.add(slot)
-        return slot
+        self._slots.add(slot)  # before the count: a finalizer or signal handler may come in between and do the same
+        if len(self._slots) <= most:
+            return slot
+        self._slots.discard(slot)
+        return None
 
     def _join(self, started: float, deadline: float | None) -> Waiter[Slot[T]]:
         """Put the caller in the line, unless something has come free, or it may not wait."""
@@ -209,11 +214,7 @@ class Books(Generic[T]):
 
     def _claim_missing(self) -> Slot[T] | None:
         """Take a new slot if fewer than `min_size` are there."""
-        if self._closed or len(self._slots) >= self._min_size:
-            return None
-        slot: Slot[T] = Slot()
-        self._slots.add(slot)
-        return slot
+        return None if self._closed else self._new_slot(self._min_size)
 
     def _forget(self, slot: Slot[T]) -> list[Slot[T]]:
         """Strike a slot whose item is closed, or was never opened, off the books."""
@@ -293,16 +294,24 @@ class Books(Generic[T]):
 
     # -- looking after what went wrong
 
-    def _find_lost(self) -> list[Slot[T]]:
-        """Return the slots that nobody has, and take out of the line those who left it without a word."""
+    def _find_lost(self) -> list[tuple[Slot[T], LeaseInfo | None, float | None]]:
+        """Take the slots that nobody has, each with its loan; and out of the line those who left it without a word."""
         for waiter in reclaim.ghosts(self._line):
             self._line.leave(waiter)
-        self._hand_out(monotonic())
-        return reclaim.lost_slots(self._slots, tuple(self._idle), self._index)
-
-    def _count_reclaimed(self, loan: float) -> None:
-        self._counts.reclaimed += 1
-        self._reclaimed_loans.append(loan)
+        now = monotonic()
+        self._hand_out(now)
+        found: list[tuple[Slot[T], LeaseInfo | None, float | None]] = []
+        for slot, on_loan in reclaim.lost_slots(self._slots, tuple(self._idle), self._index):
+            info = slot.lease_info(now)
+            try:
+                loan = slot.loan.pop() if on_loan else None
+            except IndexError:  # somebody returns it at this very moment
+                continue
+            found.append((slot, info, loan))
+            if loan is not None:
+                self._counts.reclaimed += 1
+                self._reclaimed_loans.append(loan)
+        return found
 
     def _break_deadlock(self) -> None:
         """If those who wait hold everything between them, send the one that closed the circle away."""

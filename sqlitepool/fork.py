@@ -61,7 +61,7 @@ def _make_page() -> _Page:
 
 _pid = os.getpid()
 _forkables: weakref.WeakSet[Forkable] = weakref.WeakSet()
-_kept: list[object] = []
+_kept: dict[int, object] = {}
 
 #: `same_process[0]` is true in the process that last called `start_anew`, and false in a child that it forked.
 same_process: _Page = _make_page()
@@ -86,10 +86,14 @@ def start_anew() -> None:
 
 def keep_forever(thing: object) -> None:
     """Make `thing` immortal in this process, so that nothing ever finalizes it, interpreter exit included."""
+    _kept[id(thing)] = thing
     if ctypes is not None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
-    else:
-        _kept.append(thing)
+
+
+def is_kept(thing: object) -> bool:
+    """Tell whether `thing` was inherited across a fork."""
+    return id(thing) in _kept
 
 
 if hasattr(os, "register_at_fork"):

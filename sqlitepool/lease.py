@@ -76,7 +76,7 @@ class Slot(Generic[T]):
         code, instruction: where in which code the item was taken; becomes a line number when somebody asks.
         borrower: the thread that took it.
         held: how long each loan took. Only the owner of the moment writes it, which is why it is exact without a lock.
-        parts: see `reclaim.parts_of`.
+        parts: see `reclaim.own_parts_of`.
         spoiled: the item is closed for what happened to it, not for its age.
     """
 
@@ -146,7 +146,9 @@ class Lease(Generic[T]):
         if self._slot is not None:
             raise RuntimeError("this lease is in use: call pool.connection() once for each with block")
         pool = self._pool
-        slot = None
+        slot: Slot[T] | None = None
+        back: Slot[T] | None
+        lost: Slot[T] | None
         try:
             now = monotonic()
             if now < pool._quiet_until and same_process[0]:
@@ -160,6 +162,7 @@ class Lease(Generic[T]):
                     else:
                         back, slot = slot, None
                         pool._idle.append(back)
+                        back = None
             if slot is None:
                 slot = pool._checkout_slowly(now, self._timeout)
             frame = _frame(1)
@@ -176,6 +179,7 @@ class Lease(Generic[T]):
             if slot is not None:
                 lost, slot = slot, None
                 pool._undo_checkout(lost)
+                lost = None
             raise
 
     def __exit__(

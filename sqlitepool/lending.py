@@ -51,7 +51,9 @@ class Lending(Books[T]):
         if not same_process[0]:
             fork.start_anew()
         deadline = None if timeout is None else started + timeout
-        slot = None
+        slot: Slot[T] | None = None
+        bad: Slot[T] | None
+        lost: Slot[T] | None
         try:
             while True:
                 now = monotonic()
@@ -78,17 +80,20 @@ class Lending(Books[T]):
                 failed = slot.spoiled
                 bad, slot = slot, None
                 self._retire(bad)
+                bad = None
                 if failed and deadline is not None and monotonic() >= deadline:
                     raise locked(self._lock, self._timed_out, monotonic(), started)
         except BaseException:
             if slot is not None:
                 lost, slot = slot, None
                 self._undo_checkout(lost)
+                lost = None
             raise
 
     def _wait(self, started: float, deadline: float | None) -> Slot[T]:
         """Wait in the line for a slot. Now and then, and before giving up, see whether the wait can ever end."""
         waiter: Waiter[Slot[T]] | None = None
+        lost: Slot[T] | None
         try:
             if self._hopeless(deadline):
                 self._reclaim()
@@ -116,6 +121,7 @@ class Lending(Books[T]):
                 if given is not None:
                     lost, given = given, None
                     self._undo_checkout(lost)
+                    lost = None
             raise
 
     def _undo_checkout(self, slot: Slot[T]) -> None:
@@ -127,23 +133,27 @@ class Lending(Books[T]):
 
     # -- taking back
 
-    def _return(self, slot: Slot[T] | None, loan: float, commit: bool | None) -> None:
-        """End a loan. `commit`: its block ended well (True) or with an exception (False), or it was no block (None)."""
+    def _return(self, slot: Slot[T] | None, loan: float, commit: bool | None, claimed: bool = False) -> None:
+        """End a loan. `commit`: its block ended well (True) or with an exception (False), or it was no block (None).
+
+        Who takes `loan` out of the slot has the slot. `claimed`: the caller has done so.
+        """
         assert slot is not None
         back: Slot[T] | None
-        stale: Slot[T] | None
+        ours = claimed
         try:
             now = monotonic()
-            if not same_process[0]:
-                fork.start_anew()
-            try:
-                found = slot.loan.pop()
-            except IndexError:
-                found = None
-            if found is not loan:
-                stale, slot = slot, None
-                self._refuse_return(stale, loan, found)
-                return
+            if not claimed:
+                if not same_process[0]:
+                    fork.start_anew()
+                try:
+                    found = slot.loan.pop()
+                except IndexError:
+                    found = None
+                if found is not loan:
+                    self._refuse_return(slot, loan, found)
+                    return
+                ours = True
             slot.frame = 0
             held = slot.held
             held.append(now - loan)
@@ -158,19 +168,29 @@ class Lending(Books[T]):
                 back, slot = slot, None
                 self._idle.append(back)
         except BaseException:
-            back = stale = None
-            if slot is None:
+            back = None
+            lost, slot = slot, None
+            if lost is None:
                 self._attend()
-            elif not slot.loan or slot.loan[0] is loan:
-                slot.loan.clear()
-                slot.spoiled = True
-                lost, slot = slot, None
+            elif ours or self._take_loan(lost, loan):
+                lost.spoiled = True
                 self._retire(lost)
+            lost = None
             raise
         if slot is not None:
             self._retire(slot)
         elif self._attention:
             self._attend()
+
+    def _take_loan(self, slot: Slot[T], loan: float) -> bool:
+        """Take `loan` out of the slot; tell whether it was there. If it was not, the slot may be anybody's."""
+        try:
+            found = slot.loan.pop()
+        except IndexError:
+            return False
+        if found is not loan:
+            slot.loan.append(found)
+        return found is loan
 
     def _refuse_return(self, slot: Slot[T], loan: float, current: float | None) -> None:
         """Say that a loan had ended before: an error, unless the pool itself ended it or this is another process."""
@@ -189,25 +209,19 @@ class Lending(Books[T]):
         ):
             self._close_all(locked(self._lock, self._settle))
 
-    def _reclaim(self) -> bool:
-        """Take back what nobody can be using any more; tell whether there was any."""
+    def _reclaim(self) -> None:
+        """Take back what nobody can be using any more."""
         lost = locked(self._lock, self._find_lost)
-        found = bool(lost)
         while lost:
-            self._take_back_lost(lost.pop())
-        return found
-
-    def _take_back_lost(self, slot: Slot[T]) -> None:
-        info = slot.lease_info(monotonic())
-        if info is None:  # lost on its way, by an interrupted call of the pool itself: nobody knows in which state
-            slot.spoiled = True
-            self._retire(slot)
-            return
-        locked(self._lock, self._count_reclaimed, slot.loan[0])
-        self._return(slot, slot.loan[0], None)
-        warnings.warn(
-            f"pool {self.name!r} took back an item that was lost without being returned: {info}", ResourceWarning, 3
-        )
+            slot, info, loan = lost.pop()
+            if info is None or loan is None:
+                # lost on its way, by an interrupted call of the pool itself: nobody knows in which state
+                slot.spoiled = True
+                self._retire(slot)
+                continue
+            self._return(slot, loan, None, claimed=True)
+            message = f"pool {self.name!r} took back an item that was lost without being returned: {info}"
+            warnings.warn(message, ResourceWarning, stacklevel=3)
 
     # -- opening and closing items
 
@@ -226,7 +240,7 @@ class Lending(Books[T]):
             expires = NEVER
             if self._limits.max_lifetime is not None:
                 expires = monotonic() + self._limits.max_lifetime * (1 - _JITTER * random.random())
-            locked(self._lock, self._admit, slot, item, reclaim.parts_of(item), expires)
+            locked(self._lock, self._admit, slot, item, reclaim.own_parts_of(item, slot.base), expires)
         except BaseException:
             if slot.item is not None:
                 self._undo_checkout(slot)

@@ -139,6 +139,7 @@ class Pool(Lending[T]):
     def acquire(self, timeout: float | EllipsisType | None = ...) -> T:
         """Take an item, to be returned with `release` or `discard`. The arguments and errors are `connection`'s."""
         lease = Lease(self, limits.timeout(timeout))
+        lost: Slot[T] | None
         try:
             item = lease.__enter__()
             slot, lease._slot = lease._slot, None
@@ -151,6 +152,7 @@ class Pool(Lending[T]):
             if slot is not None:
                 lost, slot = slot, None
                 self._undo_checkout(lost)
+                lost = None
             raise
 
     def release(self, item: T) -> None:
@@ -194,7 +196,7 @@ class Pool(Lending[T]):
                 return slot, slot.loan[0]
             except IndexError:
                 raise ForeignItem(f"cannot {verb} {item!r}: it was returned to {self!r} before") from None
-        if self._discarded_items.pop(id(item), None) is item:
+        if fork.is_kept(item) or (item is not None and self._discarded_items.pop(id(item), None) is item):
             return None
         raise ForeignItem(f"cannot {verb} {item!r}: it is not on loan from {self!r}")
 

@@ -15,16 +15,19 @@ import gc
 import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
-from typing import TypeVar
+from types import CodeType, FrameType, FunctionType, ModuleType
+from typing import Any, TypeVar
 
 from sqlitepool.lease import Slot
+from sqlitepool.limits import NEVER
 from sqlitepool.waiting import Line, Waiter
 
 T = TypeVar("T")
 
 # Shared by their nature: not parts of an item, and doors to the whole program.
-_SHARED = (type, ModuleType, FunctionType, BuiltinFunctionType, CodeType, FrameType)
+_SHARED = (type, ModuleType, CodeType, FrameType)
+# Values, which nobody can use an item through.
+_VALUES = frozenset((str, bytes, int, float, complex, bool, type(None)))
 _MOST_PARTS = 200
 
 
@@ -37,35 +40,61 @@ def _measure() -> int:
 _LOCAL = _measure()
 
 
-def parts_of(item: object) -> dict[int, int]:
-    """Return the `id` of each object that `item` is made of, with the number of references to it from elsewhere.
+def own_parts_of(item: object, base: object) -> dict[int, int]:
+    """Return those parts of a new item that the audit has to ask for, with what refers to them from elsewhere already.
 
-    "Elsewhere" is everything but these objects themselves. At most 200 objects are looked at.
+    They are the parts that nothing else refers to (a logger is not the item's own), and all that can be closed.
+    "Elsewhere" is everything but the parts themselves. At most 200 are looked at.
+
+    Args:
+        item: the item, as the factory returned it.
+        base: what the pool itself keeps of it, see `Slot.base`.
     """
+    own = {}
+    for part, count in _count_from_elsewhere(item):
+        if count <= (part is base) or callable(getattr(type(part), "close", None)):
+            own[id(part)] = count
+    return own
+
+
+def _count_from_elsewhere(item: object) -> list[tuple[object, int]]:
+    """Return the parts of `item`, and how many references to each there are from elsewhere, the caller's included."""
     parts = [item]
     inside = {id(item): 0}
     for part in parts:
-        for other in gc.get_referents(part):
+        for other in _referents(part):
             if id(other) in inside:
                 inside[id(other)] += 1
-            elif gc.is_tracked(other) and not isinstance(other, _SHARED) and len(parts) < _MOST_PARTS:
+            elif type(other) not in _VALUES and not isinstance(other, _SHARED) and len(parts) < _MOST_PARTS:
                 inside[id(other)] = 1
                 parts.append(other)
     item = part = other = None
-    counts = dict.fromkeys(inside, 0)
+    counted = []
     while parts:
         part = parts.pop()
-        counts[id(part)] = sys.getrefcount(part) - _LOCAL - inside[id(part)]
-    return counts
+        count = sys.getrefcount(part) - _LOCAL - inside[id(part)]
+        counted.append((part, count))
+    return counted
 
 
-def lost_slots(slots: Iterable[Slot[T]], idle: Iterable[Slot[T]], index: Mapping[int, Slot[T]]) -> list[Slot[T]]:
+def _referents(part: object) -> list[Any]:
+    if isinstance(part, FunctionType):  # a function refers to its whole module; what it can hold of an item is less
+        return [x for x in (part.__closure__, part.__defaults__, part.__kwdefaults__) if x is not None]
+    return gc.get_referents(part)
+
+
+def lost_slots(
+    slots: Iterable[Slot[T]], idle: Iterable[Slot[T]], index: Mapping[int, Slot[T]]
+) -> list[tuple[Slot[T], bool]]:
     """Return the slots that nobody has: not idle, in no running call, held by no lease; and whose item is lost too.
 
     Args:
         slots: all slots of the pool, a set; needs the pool's lock.
         idle: those among them that are free.
         index: the pool's other book of them, by the `id` of their items.
+
+    Returns:
+        Each slot, and whether it was on loan.
     """
     resting = set(map(id, idle))
     every = list(slots)
@@ -73,22 +102,26 @@ def lost_slots(slots: Iterable[Slot[T]], idle: Iterable[Slot[T]], index: Mapping
     for slot in every:
         if id(slot) in resting:
             continue
+        on_loan = bool(slot.loan)
         booked = 2 + (index.get(id(slot.item)) is slot)  # in `slots`, in `every`, and perhaps in `index`
-        on_loan_to_nobody = bool(slot.loan) and slot.borrower is not None and slot.borrower.is_gone
-        if sys.getrefcount(slot) - _LOCAL > booked and not on_loan_to_nobody:
+        borrower_is_gone = on_loan and slot.borrower is not None and slot.borrower.is_gone
+        if sys.getrefcount(slot) - _LOCAL > booked and not borrower_is_gone:
             continue
         if slot.item is None or not _is_held(slot):
-            lost.append(slot)
+            lost.append((slot, on_loan))
     return lost
 
 
 def _is_held(slot: Slot[T]) -> bool:
-    """Tell whether anything but the slot refers to the item, or to a part of it that was the item's own."""
-    now = parts_of(slot.item)
-    at_first = slot.parts
-    if now.pop(id(slot.item)) > (1 if slot.base is not slot.item else 2):  # the slot itself refers to it
-        return True
-    return any(count > at_first.get(part, 0) for part, count in now.items())
+    """Tell whether anything but the slot refers to the item, or to a part of it that is the item's own."""
+    own = slot.parts
+    for part, count in _count_from_elsewhere(slot.item):
+        if part is slot.item:
+            if count > 1 + (slot.base is part):  # the slot itself refers to it
+                return True
+        elif count > own.get(id(part), NEVER):
+            return True
+    return False
 
 
 def ghosts(line: Line[T]) -> list[Waiter[T]]:
