@@ -98,9 +98,7 @@ def retire(conn: Connection) -> None:
     half a second, the connection is left to the garbage collector, with a `ResourceWarning`: to close it then could
     crash the process.
     """
-    try:
-        conn.interrupt()
-    except sqlite3.ProgrammingError:  # closed already
+    if _closed(conn):
         return
     if not _free_of_statements(conn):
         warnings.warn(
@@ -109,6 +107,8 @@ def retire(conn: Connection) -> None:
             stacklevel=2,
         )
         return
+    with contextlib.suppress(sqlite3.Error):
+        _execute(conn, "SELECT 1")  # an interrupt that is still pending would end the checkpoint of the close
     with contextlib.suppress(sqlite3.Error):
         if conn.in_transaction:
             _execute(conn, "ROLLBACK")
@@ -174,9 +174,16 @@ def _free_of_statements(conn: Connection) -> bool:
             _close_handles(conn)
             return True
         except sqlite3.ProgrammingError:
-            time.sleep(pause)
             conn.interrupt()
+            time.sleep(pause)
     return False
+
+
+def _closed(conn: Connection) -> bool:
+    try:
+        return conn.in_transaction is None
+    except sqlite3.ProgrammingError:
+        return True
 
 
 def _undo(conn: Connection) -> bool:
