@@ -49,13 +49,15 @@ class _Presence:
     __slots__ = ("__weakref__",)
 
 
-class _Here(threading.local):
-    def __init__(self) -> None:
-        self.presence = _Presence()
-        self.borrower = Borrower(self.presence)
+_here = threading.local()
 
 
-_here = _Here()
+def _enter_thread() -> Borrower:
+    """Make the calling thread known. Wherever this is interrupted or entered again, there is one presence a thread."""
+    known = _here.__dict__
+    presence = known.setdefault("presence", _Presence())
+    borrower: Borrower = known.setdefault("borrower", Borrower(presence))
+    return borrower
 
 
 class Slot(Generic[T]):
@@ -169,7 +171,10 @@ class Lease(Generic[T]):
             slot.code = frame.f_code
             slot.instruction = frame.f_lasti
             slot.frame = id(frame)
-            slot.borrower = _here.borrower
+            try:
+                slot.borrower = _here.borrower
+            except AttributeError:
+                slot.borrower = _enter_thread()
             self._loan = loan = slot.since
             slot.loan.append(loan)
             self._slot = slot

@@ -101,7 +101,7 @@ class Lending(Books[T]):
             pause = _PATIENCE
             while waiter.given is None:
                 if waiter.error is not None:
-                    raise waiter.error
+                    raise waiter.take_error()
                 asleep = monotonic()
                 left = NEVER if deadline is None else deadline - asleep
                 rest = min(pause, left)

@@ -107,7 +107,8 @@ def lost_slots(
         borrower_is_gone = on_loan and slot.borrower is not None and slot.borrower.is_gone
         if sys.getrefcount(slot) - _LOCAL > booked and not borrower_is_gone:
             continue
-        if slot.item is None or not _is_held(slot):
+        # Without a loan the slot was on its way in or out: a borrower of before may still refer to the item, to no effect.
+        if not on_loan or not _is_held(slot):
             lost.append((slot, on_loan))
     return lost
 

@@ -58,6 +58,12 @@ class Waiter(Generic[T]):
         self.given: T | None = None
         self.error: BaseException | None = None
 
+    def take_error(self) -> BaseException:
+        """Return the error, and refer to it no more: its traceback refers to the waiter, and would live on with it."""
+        error, self.error = self.error, None
+        assert error is not None
+        return error
+
     def sleep(self, seconds: float | None) -> None:
         """Sleep until notified, at most for `seconds`; not at all when something is here already. Needs the lock."""
         if self.given is None and self.error is None:
