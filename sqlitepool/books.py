@@ -86,6 +86,13 @@ class Books(Generic[T]):
             pass
         return self._new_slot(self._max_size)
 
+    def _claim_new(self, started: float) -> Slot[T]:
+        """Give the caller a new slot if there is room, else the error that its time is up."""
+        slot = None if self._closed else self._new_slot(self._max_size)
+        if slot is None:
+            raise self._timed_out(monotonic(), started)
+        return slot
+
     def _new_slot(self, most: int) -> Slot[T] | None:
         """Enter a new slot in the books if there are fewer than `most`."""
         slot: Slot[T] = Slot()
@@ -222,6 +229,7 @@ class Books(Generic[T]):
             if slot.item is not None:
                 if self._index.get(id(slot.item)) is slot:
                     del self._index[id(slot.item)]
+                self._counts.checkouts += slot.checkouts
                 self._counts.held += slot.held.durations()
                 self._counts.closed += 1
                 self._counts.discarded += slot.spoiled
@@ -333,10 +341,9 @@ class Books(Generic[T]):
         idle = min(len(self._idle), len(slots))
         opening = sum(slot.item is None for slot in slots)
         counts = self._counts
-        held = counts.held
-        lent = 0
+        checkouts, held = counts.checkouts, counts.held
         for slot in slots:
-            lent += len(slot.loan)
+            checkouts += slot.checkouts
             held += slot.held.durations()
         return PoolStats(
             name=self.name,
@@ -347,7 +354,7 @@ class Books(Generic[T]):
             waiting=len(self._line),
             max_size=self._max_size,
             min_size=self._min_size,
-            checkouts=held.count + lent,
+            checkouts=checkouts,
             timeouts=counts.timeouts,
             opened=counts.opened,
             closed=counts.closed,

@@ -81,7 +81,7 @@ class ConnectionPool(Pool[T]):
 
     Args:
         database: a path, a `file:` URI, or ":memory:" for one database in memory that all connections of the pool
-            share.
+            share. In memory there is no WAL: while one connection writes, the others can neither read nor be opened.
         wrap: called with each new connection; what it returns is lent instead of it. What it changes on the connection
             (a row factory, say) stays. It must not keep a cursor: cursors end with each loan.
         read_only: open the file so that nothing can be written; it must exist.
@@ -336,7 +336,10 @@ class ConnectionPool(Pool[T]):
                 f"{file.path} was replaced while connections of pool {self.name!r} to the old file are still lent; "
                 "a new connection would mix up their journals. Try again when they have been returned"
             )
-        aside = file.set_journal_aside()
+        try:
+            aside = file.set_journal_aside()
+        except OSError as error:
+            raise FileReplaced(f"{file.path} was replaced, and the journal of the old file is in the way") from error
         if aside is not None:
             logger.warning("the journal of the file that was replaced at %s is kept as %s", file.path, aside)
 

@@ -23,19 +23,21 @@ class DatabaseFile:
         left: the file was replaced or deleted, and no connection to what is there now has been opened.
     """
 
-    __slots__ = ("_file", "_journal", "left", "looked_at", "path")
+    __slots__ = ("_file", "_journal", "_real_path", "left", "looked_at", "path")
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.looked_at = 0.0
         self.left = False
+        self._real_path = path
         self._file: _FileId | None = None
         self._journal: _FileId | None = None
 
     def remember(self) -> None:
         """Note which file and journal there are. To be called when a connection to them is open."""
         self._file = _identify(self.path)
-        self._journal = _identify(f"{self.path}-wal")
+        self._real_path = os.path.realpath(self.path)  # SQLite follows links, and has the journal beside the file
+        self._journal = _identify(f"{self._real_path}-wal")
 
     def look(self) -> str | None:
         """Tell what happened to the file since `remember`: "replaced", "deleted", or nothing (None)."""
@@ -48,14 +50,17 @@ class DatabaseFile:
         """Rename what is left of the old file's journal, and return its new path, None if there was none.
 
         It may hold the last commits to the old file, so it is kept. Needs all connections to the old file closed.
+
+        Raises:
+            OSError: the folder may not be written.
         """
-        journal = f"{self.path}-wal"
+        journal = f"{self._real_path}-wal"
         if self._journal is None or _identify(journal) != self._journal:
             return None
         aside = f"{journal}-replaced"
         os.replace(journal, aside)
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self.path}-shm")
+            os.unlink(f"{self._real_path}-shm")
         return aside
 
 

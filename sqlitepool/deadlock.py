@@ -12,10 +12,9 @@ something else entered (`ExitStack.enter_context`) is never part of a proof; the
 
 from __future__ import annotations
 
-import dis
 import sys
 from collections.abc import Iterable, Iterator
-from types import CodeType, FrameType
+from types import FrameType
 from typing import TypeVar
 
 from sqlitepool.errors import PoolDeadlock
@@ -40,7 +39,7 @@ def find_circle(
         missing.setdefault(slot.frame, []).append(slot)
     if not any(id(frame) in missing for frame in _stack(sys._getframe())):
         return None
-    if not all(_entered_by_with(slot.code, slot.instruction) for held in missing.values() for slot in held):
+    if not all(slot.is_of_with_block for held in missing.values() for slot in held):
         return None
     stacks = sys._current_frames()
     last: Waiter[Slot[T]] | None = None
@@ -64,7 +63,3 @@ def _stack(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
         yield frame
         frame = frame.f_back
-
-
-def _entered_by_with(code: CodeType | None, instruction: int) -> bool:
-    return code is not None and dis.opname[code.co_code[instruction]] == "BEFORE_WITH"

@@ -6,6 +6,7 @@ object that a `with` block holds.
 
 from __future__ import annotations
 
+import dis
 import sys
 import threading
 import time
@@ -77,14 +78,16 @@ class Slot(Generic[T]):
             frame lives, and no other object can have its id.
         code, instruction: where in which code the item was taken; becomes a line number when somebody asks.
         borrower: the thread that took it.
-        held: how long each loan took. Only the owner of the moment writes it, which is why it is exact without a lock.
+        checkouts, held: how often it was lent, and for how long each time. Only the owner of the moment writes them,
+        which
+            is why they are exact without a lock.
         parts: see `reclaim.own_parts_of`.
         spoiled: the item is closed for what happened to it, not for its age.
     """
 
     __slots__ = (
-        "base", "borrower", "code", "expires", "frame", "good_until", "held", "instruction", "item", "loan", "parts",
-        "since", "spoiled",
+        "base", "borrower", "checkouts", "code", "expires", "frame", "good_until", "held", "instruction", "item",
+        "loan", "parts", "since", "spoiled",
     )  # fmt: skip
 
     item: T
@@ -100,6 +103,7 @@ class Slot(Generic[T]):
         self.code: CodeType | None = None
         self.instruction = 0
         self.borrower: Borrower | None = None
+        self.checkouts = 0
         self.held = Tally()
         self.parts: dict[int, int] = {}
         self.spoiled = False
@@ -107,6 +111,12 @@ class Slot(Generic[T]):
     def condemn(self) -> None:
         """Have the item closed rather than lent again."""
         self.good_until = self.expires = -NEVER
+
+    @property
+    def is_of_with_block(self) -> bool:
+        """The item was lent to the block of a `with` statement, by that statement itself."""
+        code = self.code
+        return bool(self.frame) and code is not None and dis.opname[code.co_code[self.instruction]] == "BEFORE_WITH"
 
     @property
     def where(self) -> str:
@@ -175,6 +185,7 @@ class Lease(Generic[T]):
                 slot.borrower = _here.borrower
             except AttributeError:
                 slot.borrower = _enter_thread()
+            slot.checkouts += 1
             self._loan = loan = slot.since
             slot.loan.append(loan)
             self._slot = slot

@@ -71,9 +71,7 @@ class Lending(Books[T]):
                 if slot.item is None:
                     fresh, slot = slot, None
                     self._open(fresh, deadline)
-                    slot = fresh
-                    slot.since = monotonic()
-                    return slot
+                    return fresh
                 idle_for, slot.since = now - slot.since, now
                 if now < slot.expires and self._is_good(slot, idle_for):
                     return slot
@@ -82,7 +80,11 @@ class Lending(Books[T]):
                 self._retire(bad)
                 bad = None
                 if failed and deadline is not None and monotonic() >= deadline:
-                    raise locked(self._lock, self._timed_out, monotonic(), started)
+                    # no time for another check, but a new item needs none
+                    slot = locked(self._lock, self._claim_new, started)
+                    fresh, slot = slot, None
+                    self._open(fresh, deadline)
+                    return fresh
         except BaseException:
             if slot is not None:
                 lost, slot = slot, None

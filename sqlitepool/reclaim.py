@@ -107,8 +107,14 @@ def lost_slots(
         borrower_is_gone = on_loan and slot.borrower is not None and slot.borrower.is_gone
         if sys.getrefcount(slot) - _LOCAL > booked and not borrower_is_gone:
             continue
-        # Without a loan the slot was on its way in or out: a borrower of before may still refer to the item, to no effect.
+        # Without a loan the slot was on its way in or out: a borrower of before may still refer to the item, to no
+        # effect.
         if not on_loan or not _is_held(slot):
+            lost.append((slot, on_loan))
+        elif not borrower_is_gone and slot.is_of_with_block:
+            # The block has ended, or its frame would hold the lease. Whoever still refers to the item shall not share
+            # it.
+            slot.condemn()
             lost.append((slot, on_loan))
     return lost
 

@@ -111,12 +111,12 @@ class Durations:
 
 
 class Counts:
-    """What a pool counts under its lock, until it becomes `PoolStats`; `held` is of the items that are closed."""
+    """What a pool counts under its lock, until it becomes `PoolStats`. `checkouts` and `held` are of closed items."""
 
-    __slots__ = ("closed", "discarded", "held", "opened", "reclaimed", "timeouts", "waits")
+    __slots__ = ("checkouts", "closed", "discarded", "held", "opened", "reclaimed", "timeouts", "waits")
 
     def __init__(self) -> None:
-        self.timeouts = self.opened = self.closed = self.discarded = self.reclaimed = 0
+        self.checkouts = self.timeouts = self.opened = self.closed = self.discarded = self.reclaimed = 0
         self.held = Tally().durations()
         self.waits = Tally()
 
