@@ -204,7 +204,7 @@ class Books(Generic[T]):
 
     # -- opening and closing
 
-    def _admit(self, slot: Slot[T], item: T, parts: dict[int, int], expires: float) -> None:
+    def _admit(self, slot: Slot[T], item: T, parts: dict[int, float], expires: float) -> None:
         """Enter a newly opened item in the books."""
         if self._closed:
             raise PoolClosed(f"{self!r} was closed while an item was opened")

@@ -81,7 +81,7 @@ class Slot(Generic[T]):
         checkouts, held: how often it was lent, and for how long each time. Only the owner of the moment writes them,
         which
             is why they are exact without a lock.
-        parts: see `reclaim.own_parts_of`.
+        parts: see `reclaim.parts_at_first`.
         spoiled: the item is closed for what happened to it, not for its age.
     """
 
@@ -105,7 +105,7 @@ class Slot(Generic[T]):
         self.borrower: Borrower | None = None
         self.checkouts = 0
         self.held = Tally()
-        self.parts: dict[int, int] = {}
+        self.parts: dict[int, float] = {}
         self.spoiled = False
 
     def condemn(self) -> None:

@@ -26,7 +26,7 @@ from sqlitepool.errors import ForeignItem
 from sqlitepool.fork import same_process
 from sqlitepool.lease import Slot
 from sqlitepool.limits import NEVER
-from sqlitepool.stats import MOST_PENDING
+from sqlitepool.stats import MOST_PENDING, LeaseInfo
 from sqlitepool.waiting import Waiter, locked
 
 T = TypeVar("T")
@@ -215,15 +215,17 @@ class Lending(Books[T]):
         """Take back what nobody can be using any more."""
         lost = locked(self._lock, self._find_lost)
         while lost:
-            slot, info, loan = lost.pop()
-            if info is None or loan is None:
-                # lost on its way, by an interrupted call of the pool itself: nobody knows in which state
-                slot.spoiled = True
-                self._retire(slot)
-                continue
-            self._return(slot, loan, None, claimed=True)
-            message = f"pool {self.name!r} took back an item that was lost without being returned: {info}"
-            warnings.warn(message, ResourceWarning, stacklevel=3)
+            self._take_back_lost(*lost.pop())
+
+    def _take_back_lost(self, slot: Slot[T], info: LeaseInfo | None, loan: float | None) -> None:
+        if info is None or loan is None:
+            # lost on its way, by an interrupted call of the pool itself: nobody knows in which state
+            slot.spoiled = True
+            self._retire(slot)
+            return
+        self._return(slot, loan, None, claimed=True)
+        message = f"pool {self.name!r} took back an item that was lost without being returned: {info}"
+        warnings.warn(message, ResourceWarning, stacklevel=4)
 
     # -- opening and closing items
 
@@ -242,7 +244,7 @@ class Lending(Books[T]):
             expires = NEVER
             if self._limits.max_lifetime is not None:
                 expires = monotonic() + self._limits.max_lifetime * (1 - _JITTER * random.random())
-            locked(self._lock, self._admit, slot, item, reclaim.own_parts_of(item, slot.base), expires)
+            locked(self._lock, self._admit, slot, item, reclaim.parts_at_first(item, id(slot.base)), expires)
         except BaseException:
             if slot.item is not None:
                 self._undo_checkout(slot)

@@ -29,6 +29,8 @@ _SHARED = (type, ModuleType, CodeType, FrameType)
 # Values, which nobody can use an item through.
 _VALUES = frozenset((str, bytes, int, float, complex, bool, type(None)))
 _MOST_PARTS = 200
+# From Python 3.13 on, objects of such types show their attributes to the collector and not the `__dict__` around them.
+_INLINE_VALUES = 1 << 2 if sys.version_info >= (3, 13) else 0
 
 
 def _measure() -> int:
@@ -36,25 +38,38 @@ def _measure() -> int:
     return sys.getrefcount(thing)
 
 
+# What `getrefcount` says of a thing that nothing refers to.
+_OF_A_CALL = sys.getrefcount(object())
 # What `getrefcount` says of a thing that one local variable refers to: 2, or 1 where calls borrow (CPython 3.14).
 _LOCAL = _measure()
 
 
-def own_parts_of(item: object, base: object) -> dict[int, int]:
-    """Return those parts of a new item that the audit has to ask for, with what refers to them from elsewhere already.
+def parts_at_first(item: object, base_id: int) -> dict[int, float]:
+    """Return the `id` of each part of a new item, with how many references to it from elsewhere are no news.
 
-    They are the parts that nothing else refers to (a logger is not the item's own), and all that can be closed.
-    "Elsewhere" is everything but the parts themselves. At most 200 are looked at.
+    None for the item's own parts; as many as there are now for those that can be closed, such as a connection that the
+    factory has entered in a list of its own; any number for what is shared with others (a logger, settings), and for
+    what those refer to. "Elsewhere" is everything but the parts themselves. At most 200 are looked at.
 
     Args:
         item: the item, as the factory returned it.
-        base: what the pool itself keeps of it, see `Slot.base`.
+        base_id: the `id` of what the pool itself refers to besides the item, see `Slot.base`.
     """
-    own = {}
-    for part, count in _count_from_elsewhere(item):
-        if count <= (part is base) or callable(getattr(type(part), "close", None)):
-            own[id(part)] = count
-    return own
+    counted = _count_from_elsewhere(item)
+    known: dict[int, float] = {}
+    shared = []
+    for part, count in counted:
+        known[id(part)] = count
+        if part is not item and count > (id(part) == base_id) and not callable(getattr(type(part), "close", None)):
+            shared.append(part)
+    mine = (id(item), base_id)
+    for part in shared:  # grows meanwhile
+        known[id(part)] = NEVER
+        for other in _referents(part):
+            if known.get(id(other), NEVER) < NEVER and id(other) not in mine:
+                known[id(other)] = NEVER
+                shared.append(other)
+    return known
 
 
 def _count_from_elsewhere(item: object) -> list[tuple[object, int]]:
@@ -120,13 +135,15 @@ def lost_slots(
 
 
 def _is_held(slot: Slot[T]) -> bool:
-    """Tell whether anything but the slot refers to the item, or to a part of it that is the item's own."""
-    own = slot.parts
+    """Tell whether anything but the slot refers to the item, or more than at first to a part of it."""
+    at_first = slot.parts
     for part, count in _count_from_elsewhere(slot.item):
         if part is slot.item:
             if count > 1 + (slot.base is part):  # the slot itself refers to it
                 return True
-        elif count > own.get(id(part), NEVER):
+        elif count > at_first.get(id(part), 0 if type(part) is dict else NEVER):  # `vars(item)` may be new
+            return True
+        if type(part).__flags__ & _INLINE_VALUES and sys.getrefcount(vars(part)) - _OF_A_CALL > 1:
             return True
     return False
 

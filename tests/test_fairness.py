@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 from time import monotonic
 
 import pytest
@@ -11,13 +12,19 @@ from pool_support import PATIENCE, Factory, Item, eventually, held, start
 from sqlitepool import Pool
 
 
+@pytest.fixture
+def only_wake_ups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody who waits looks around by itself: what is not handed out or notified is not seen."""
+    monkeypatch.setattr("sqlitepool.lending._PATIENCE", 3600.0)
+
+
 class Queue:
-    """Callers that line up one after the other for the only item; `served` has their numbers in the order of service."""
+    """Callers that line up one after the other for the only item; `served` has their numbers in order of service."""
 
     def __init__(self, pool: Pool[Item]) -> None:
         self.pool = pool
         self.served: list[int] = []
-        self.threads = []
+        self.threads: list[Future[None]] = []
 
     def line_up(self, count: int) -> None:
         for _ in range(count):
@@ -35,6 +42,7 @@ class Queue:
 
 
 @pytest.mark.parametrize("fairness", [0, 0.001])
+@pytest.mark.usefixtures("only_wake_ups")
 def test_waiters_are_served_in_order_once_the_longest_has_waited_for_fairness(fairness: float) -> None:
     pool = Pool(Factory(), max_size=1, fairness=fairness)
     queue = Queue(pool)
@@ -46,6 +54,7 @@ def test_waiters_are_served_in_order_once_the_longest_has_waited_for_fairness(fa
     assert queue.served == list(range(8))
 
 
+@pytest.mark.usefixtures("only_wake_ups")
 def test_fairness_0_is_strict_fifo_even_for_who_asks_when_the_item_is_free() -> None:
     """The item comes back while somebody waits; who asks in that moment goes to the end of the line."""
     pool = Pool(Factory(), max_size=1, fairness=0)
@@ -59,6 +68,7 @@ def test_fairness_0_is_strict_fifo_even_for_who_asks_when_the_item_is_free() -> 
     assert queue.served == [0, 1, 2, -1]
 
 
+@pytest.mark.usefixtures("only_wake_ups")
 def test_before_fairness_a_caller_may_take_what_is_free() -> None:
     pool = Pool(Factory(), max_size=1, fairness=3600)
     with held(pool) as go:
@@ -75,6 +85,7 @@ def test_before_fairness_a_caller_may_take_what_is_free() -> None:
         queue.join()
 
 
+@pytest.mark.usefixtures("only_wake_ups")
 def test_after_fairness_nobody_may_take_what_is_free() -> None:
     pool = Pool(Factory(), max_size=1, fairness=0.001)
     queue = Queue(pool)
@@ -92,6 +103,7 @@ def test_after_fairness_nobody_may_take_what_is_free() -> None:
 
 
 @pytest.mark.parametrize("fairness", [0, 0.005, 0.02])
+@pytest.mark.usefixtures("only_wake_ups")
 def test_no_waiter_starves_under_load(fairness: float) -> None:
     """Sixteen greedy threads, two items: in the end everybody was served, and nobody waited for the whole run."""
     pool = Pool(Factory(), max_size=2, fairness=fairness)
@@ -115,6 +127,7 @@ def test_no_waiter_starves_under_load(fairness: float) -> None:
     assert pool.stats().waiting == 0
 
 
+@pytest.mark.usefixtures("only_wake_ups")
 def test_at_most_one_wake_up_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three items come back before anybody wakes: one waiter is notified; who wakes notifies the next."""
     pool = Pool(Factory(), max_size=3, fairness=3600)
@@ -139,23 +152,29 @@ def test_at_most_one_wake_up_is_under_way(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(set(woken)) == len(woken) <= 3
 
 
-def test_a_wake_up_is_passed_on_when_its_waiter_leaves() -> None:
-    """The head gives up just as it is woken: the next in line gets the item."""
+@pytest.mark.usefixtures("only_wake_ups")
+def test_a_wake_up_is_passed_on_when_its_waiter_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head is woken and fails before it has taken the item: the next in line gets it."""
     pool = Pool(Factory(), max_size=1, fairness=3600)
     item = pool.acquire()
-    head = start(pool.acquire, 0.05)
+    reclaim = pool._reclaim
+
+    def fail() -> None:
+        if threading.current_thread().name == "head":
+            pool.release(item)
+            assert pool._line.woken is pool._line.head()
+            raise LookupError("the head is interrupted")
+        reclaim()
+
+    head = start(pool.acquire, 0.2, name="head")
     eventually(lambda: pool.stats().waiting == 1)
     second = start(pool.acquire)
     eventually(lambda: pool.stats().waiting == 2)
-    with pool._lock:
-        pool.release(item)
-        assert pool._line.woken is pool._line.head()
-        threading.Event().wait(0.06)  # the head's deadline passes while it cannot run
-    for thread in (head, second):
-        try:
-            pool.release(thread.result(PATIENCE))
-        except TimeoutError:
-            assert thread is head
+    monkeypatch.setattr(pool, "_reclaim", fail)
+    with pytest.raises(LookupError):
+        head.result(PATIENCE)
+    assert second.result(PATIENCE) is item
+    pool.release(item)
     assert pool.stats().waiting == 0
 
 
@@ -167,16 +186,20 @@ def test_an_item_that_returns_between_two_sleeps_of_a_waiter_is_taken_at_once(mo
     reclaim = pool._reclaim
     main = threading.current_thread()
 
-    def while_awake() -> bool:
+    def while_awake() -> None:
         nonlocal rounds, returned
-        found = reclaim()
+        reclaim()
         if threading.current_thread() is not main:
             rounds += 1
             if rounds == 7:  # by now it would sleep for more than half a second
                 pool.release(item)
                 returned = monotonic()
-        return found
 
     monkeypatch.setattr(pool, "_reclaim", while_awake)
-    waiter = start(lambda: (pool.release(pool.acquire()), monotonic())[1])
+
+    def borrow() -> float:
+        with pool.connection():
+            return monotonic()
+
+    waiter = start(borrow)
     assert waiter.result(PATIENCE) - returned < 0.3

@@ -1,4 +1,4 @@
-"""Promise 9: the item used last is lent first, so that the rest can grow old; `max_idle`, `max_lifetime`, `min_size`."""
+"""Promise 9: the item used last is lent first, so that the rest grows old: `max_idle`, `max_lifetime`, `min_size`."""
 
 from __future__ import annotations
 
@@ -92,7 +92,12 @@ def test_items_opened_for_min_size_are_not_older_than_the_pool(clock: Clock) -> 
 
 def test_min_size_items_idle_since_the_start_are_checked_before_they_are_lent(clock: Clock) -> None:
     checked: list[Item] = []
-    pool = Pool(Factory(), min_size=2, check=lambda item: checked.append(item) or True)
+
+    def note(item: Item) -> bool:
+        checked.append(item)
+        return True
+
+    pool = Pool(Factory(), min_size=2, check=note)
     clock.now += 60
     with pool.connection() as item:
         assert checked == [item]
@@ -100,7 +105,12 @@ def test_min_size_items_idle_since_the_start_are_checked_before_they_are_lent(cl
 
 def test_check_looks_at_items_that_were_idle_for_long_and_at_no_others(clock: Clock) -> None:
     checked: list[Item] = []
-    pool = Pool(Factory(), check=lambda item: checked.append(item) or True)
+
+    def note(item: Item) -> bool:
+        checked.append(item)
+        return True
+
+    pool = Pool(Factory(), check=note)
     a, b = borrow(pool, 2)
     assert checked == []
     borrow(pool, 2)

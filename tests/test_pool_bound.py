@@ -13,6 +13,12 @@ from pool_support import PATIENCE, Clock, Factory, Item, eventually, held, start
 from sqlitepool import Pool, PoolClosed, PoolFull, PoolTimeout
 
 
+@pytest.fixture(autouse=True)
+def only_wake_ups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody who waits looks around by itself: what is not handed out or notified is not seen."""
+    monkeypatch.setattr("sqlitepool.lending._PATIENCE", 3600.0)
+
+
 def empty(pool: Pool[Item]) -> bool:
     """Tell whether nothing is lent, opening or waiting."""
     stats = pool.stats()
