@@ -163,8 +163,7 @@ class Books(Generic[T]):
 
     def _timed_out(self, now: float, started: float) -> PoolTimeout:
         self._counts.timeouts += 1
-        holders = sorted(self._lease_infos(now), key=lambda info: -info.age)
-        named = "; ".join(map(str, holders[:_HOLDERS_NAMED])) or "nobody"
+        named = "; ".join(map(str, self._lease_infos(now, _HOLDERS_NAMED))) or "nobody"
         return PoolTimeout(f"{self._state()}: nothing came free in {now - started:.3f} s. Held longest by: {named}")
 
     # -- giving out what is free
@@ -333,8 +332,11 @@ class Books(Generic[T]):
 
     # -- telling
 
-    def _lease_infos(self, now: float) -> list[LeaseInfo]:
-        return [info for slot in list(self._slots) if (info := slot.lease_info(now)) is not None]
+    def _lease_infos(self, now: float, most: int | None = None) -> list[LeaseInfo]:
+        """Describe the `most` longest loans, the longest first."""
+        lent = [(loan[0], slot) for slot in list(self._slots) if (loan := slot.loan[:])]
+        lent.sort(key=lambda pair: pair[0])
+        return [info for _, slot in lent[:most] if (info := slot.lease_info(now)) is not None]
 
     def _snapshot(self) -> PoolStats:
         slots = list(self._slots)

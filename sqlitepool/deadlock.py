@@ -44,11 +44,14 @@ def find_circle(
     stacks = sys._current_frames()
     last: Waiter[Slot[T]] | None = None
     blocks: list[str] = []
-    for waiter in line:
-        for frame in _stack(stacks.get(waiter.thread_id)):
-            for slot in missing.pop(id(frame), ()):
-                blocks.append(slot.where)
-                last = waiter
+    try:
+        for waiter in line:
+            for frame in _stack(stacks.get(waiter.thread_id)):
+                for slot in missing.pop(id(frame), ()):
+                    blocks.append(slot.where)
+                    last = waiter
+    finally:
+        stacks.clear()  # it holds this very frame: a cycle that would keep the frames of all threads, and what they hold
     if missing or last is None:
         return None
     places = "; ".join(blocks)

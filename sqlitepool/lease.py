@@ -79,8 +79,7 @@ class Slot(Generic[T]):
         code, instruction: where in which code the item was taken; becomes a line number when somebody asks.
         borrower: the thread that took it.
         checkouts, held: how often it was lent, and for how long each time. Only the owner of the moment writes them,
-        which
-            is why they are exact without a lock.
+            which is why they are exact without a lock.
         parts: see `reclaim.parts_at_first`.
         spoiled: the item is closed for what happened to it, not for its age.
     """
@@ -110,7 +109,8 @@ class Slot(Generic[T]):
 
     def condemn(self) -> None:
         """Have the item closed rather than lent again."""
-        self.good_until = self.expires = -NEVER
+        self.expires = -NEVER  # first: a return at this very moment works `good_until` out of it
+        self.good_until = -NEVER
 
     @property
     def is_of_with_block(self) -> bool:

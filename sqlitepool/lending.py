@@ -39,8 +39,7 @@ _JITTER = 0.1
 
 
 class Lending(Books[T]):
-    """The ways of an item between the pool and its borrowers. `Pool` adds what callers see and the calls of user
-    code."""
+    """The ways of an item between the pool and its borrowers. `Pool` adds what callers see, and calls user code."""
 
     # -- lending
 
@@ -48,8 +47,7 @@ class Lending(Books[T]):
         """Take a slot with an open item, when there is anything to see to or to wait for."""
         if isinstance(timeout, EllipsisType):
             timeout = self._limits.timeout
-        if not same_process[0]:
-            fork.start_anew()
+        self._notice_fork()
         deadline = None if timeout is None else started + timeout
         slot: Slot[T] | None = None
         bad: Slot[T] | None
@@ -91,6 +89,10 @@ class Lending(Books[T]):
                 self._undo_checkout(lost)
                 lost = None
             raise
+
+    def _notice_fork(self) -> None:
+        if not same_process[0]:
+            fork.start_anew()
 
     def _wait(self, started: float, deadline: float | None) -> Slot[T]:
         """Wait in the line for a slot. Now and then, and before giving up, see whether the wait can ever end."""

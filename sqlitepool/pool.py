@@ -13,7 +13,6 @@ from typing import Any, Self, TypeVar
 
 from sqlitepool import fork, limits
 from sqlitepool.errors import ForeignItem
-from sqlitepool.fork import same_process
 from sqlitepool.lease import Lease, Slot, note_place
 from sqlitepool.lending import MOST_PATIENCE, Lending
 from sqlitepool.limits import NEVER
@@ -24,7 +23,6 @@ T = TypeVar("T")
 
 logger = logging.getLogger("sqlitepool")
 _numbers = itertools.count(1)
-
 _new = object.__new__
 
 
@@ -61,9 +59,8 @@ class Pool(Lending[T]):
             on they are handed to the waiters in order. 0: always in order.
         reset: called with an item that comes back; if it fails the item is closed, and the failure logged. By default
             `item.rollback()`, if there is such a method.
-        check: called with an item that was idle for a second or more before it is lent; if it returns false or fails
-        the
-            item is replaced.
+        check: called with an item that was idle for a second or more before it is lent; if it returns false or fails,
+            the item is replaced.
         close: called with an item at its end. By default `item.close()`, if there is such a method.
         name: stands in errors and statistics.
 
@@ -259,8 +256,7 @@ class Pool(Lending[T]):
         """Return who holds what, the longest first."""
         self._notice_fork()
         self._reclaim()
-        infos = locked(self._lock, self._lease_infos, monotonic())
-        return sorted(infos, key=lambda info: -info.age)
+        return locked(self._lock, self._lease_infos, monotonic())
 
     def __enter__(self) -> Self:
         return self
@@ -312,10 +308,6 @@ class Pool(Lending[T]):
             self._close_all(locked(self._lock, self._trim, now))
 
     # -- forked children
-
-    def _notice_fork(self) -> None:
-        if not same_process[0]:
-            fork.start_anew()
 
     def _start_anew(self) -> None:
         """In a forked child: leave all that was inherited alone for ever, and begin with empty books."""
