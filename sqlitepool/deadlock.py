@@ -13,7 +13,7 @@ something else entered (`ExitStack.enter_context`) is never part of a proof; the
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from types import FrameType
 from typing import TypeVar
 
@@ -37,21 +37,23 @@ def find_circle(
         if not slot.loan or not slot.frame:
             return None
         missing.setdefault(slot.frame, []).append(slot)
-    if not any(id(frame) in missing for frame in _stack(sys._getframe())):
+    if missing.keys().isdisjoint(_frame_ids(sys._getframe())):
         return None
-    if not all(slot.is_of_with_block for held in missing.values() for slot in held):
-        return None
+    for held in missing.values():
+        for slot in held:
+            if not slot.is_of_with_block:
+                return None
     stacks = sys._current_frames()
     last: Waiter[Slot[T]] | None = None
     blocks: list[str] = []
     try:
         for waiter in line:
-            for frame in _stack(stacks.get(waiter.thread_id)):
-                for slot in missing.pop(id(frame), ()):
+            for frame_id in _frame_ids(stacks.get(waiter.thread_id)):
+                for slot in missing.pop(frame_id, ()):
                     blocks.append(slot.where)
                     last = waiter
     finally:
-        stacks.clear()  # it holds this very frame: a cycle that would keep the frames of all threads, and what they hold
+        stacks.clear()  # it holds this very frame: a cycle that would keep the frames of all threads alive
     if missing or last is None:
         return None
     places = "; ".join(blocks)
@@ -62,7 +64,10 @@ def find_circle(
     )
 
 
-def _stack(frame: FrameType | None) -> Iterator[FrameType]:
+def _frame_ids(frame: FrameType | None) -> list[int]:
+    """Return the `id` of each frame of a stack, the innermost first. Holds on to none of them."""
+    ids = []
     while frame is not None:
-        yield frame
+        ids.append(id(frame))
         frame = frame.f_back
+    return ids
