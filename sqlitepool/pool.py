@@ -98,7 +98,7 @@ class Pool(Lending[T]):
         self._max_size, self._min_size = limits.sizes(max_size, min_size)
         self._limits = limits.Limits.checked(timeout, max_waiting, max_idle, max_lifetime, fairness, check)
         self.name = name if name is not None else f"pool-{next(_numbers)}"
-        self._discarded_items: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._discarded_items: dict[int, weakref.ref[Any]] = {}
         self._open_books()
         fork.register(self)
         try:
@@ -178,10 +178,7 @@ class Pool(Lending[T]):
         slot.spoiled = True
         slot.condemn()
         if not slot.frame:
-            try:
-                self._discarded_items[id(item)] = item
-            except TypeError:  # there are no weak references to such an item
-                pass
+            self._remember_discarded(item)
             self._return(slot, loan, None)
 
     def _find_loan(self, item: T, verb: str) -> tuple[Slot[T], float] | None:
@@ -193,9 +190,20 @@ class Pool(Lending[T]):
                 return slot, slot.loan[0]
             except IndexError:
                 raise ForeignItem(f"cannot {verb} {item!r}: it was returned to {self!r} before") from None
-        if fork.is_kept(item) or (item is not None and self._discarded_items.pop(id(item), None) is item):
+        discarded = self._discarded_items.pop(id(item), None)
+        if fork.is_kept(item) or (discarded is not None and discarded() is item):
             return None
         raise ForeignItem(f"cannot {verb} {item!r}: it is not on loan from {self!r}")
+
+    def _remember_discarded(self, item: T) -> None:
+        """Know `item` again as long as it lives. A `WeakValueDictionary` would run code of its own when it dies."""
+        for key, known in list(self._discarded_items.items()):
+            if known() is None:
+                self._discarded_items.pop(key, None)
+        try:
+            self._discarded_items[id(item)] = weakref.ref(item)
+        except TypeError:  # there are no weak references to such an item
+            pass
 
     # -- what owners call
 

@@ -17,6 +17,7 @@ import pytest
 from pool_support import PATIENCE, eventually, held, start
 
 from sqlitepool import ConnectionPool, ForeignItem, Pool, PoolTimeout
+from sqlitepool.lease import Lease
 
 AnyPool = Pool[Any]
 FOUND = pytest.mark.filterwarnings("ignore:.*took back:ResourceWarning")
@@ -394,3 +395,26 @@ def test_audits_without_end_harm_nobody_who_borrows() -> None:
     auditor.result(PATIENCE)
     assert all_come_back(pool, 2)
     assert pool.stats().reclaimed == 0
+
+
+def test_a_block_whose_end_was_interrupted_gives_its_item_up_though_a_variable_names_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a signal does that strikes before the first step of `__exit__`. The old item is closed, not shared."""
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    pool = Pool(Thing, max_size=1, timeout=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Lease, "__exit__", interrupted)
+        try:
+            with pool.connection() as item:
+                pass
+        except KeyboardInterrupt:
+            pass
+    with pytest.warns(ResourceWarning, match="lost without being returned"):
+        fresh = pool.acquire()
+    assert fresh is not item
+    pool.release(fresh)
+    assert pool.stats().size == 1
