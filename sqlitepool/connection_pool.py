@@ -89,8 +89,8 @@ class ConnectionPool(Pool[T]):
         setup: called with each new connection, before `wrap`: to register functions, attach databases and so on.
         if_replaced: what to do when the database file has been replaced or deleted underneath: "reopen" retires every
             connection, with a `RuntimeWarning`, and opens the file that is there now; "raise" retires them and raises
-            `FileReplaced` on each checkout until the old file is back. The file is looked at before a connection is
-            lent that was idle, if only for ten microseconds, and once in a millisecond under load.
+            `FileReplaced` on each checkout until the old file is back. The file is looked at before a checkout when
+            nobody was at work, if only for ten microseconds, and once in a millisecond under load.
         **options: those of `Pool` (`reset`, `check` and `close` get what is lent, before the pool sees to the
             connection), and of `sqlite3.connect`: `detect_types`, `isolation_level` ("IMMEDIATE" unless given),
             `cached_statements`, `factory` (a subclass of `sqlitepool.Connection`) and, from Python 3.12, `autocommit`.
@@ -280,8 +280,11 @@ class ConnectionPool(Pool[T]):
 
     def _tend(self, now: float) -> None:
         file = self._file
-        if file is not None and now - file.looked_at >= _TRUSTED_FOR and (self._slots or file.left):
-            self._look_at_file(file, now)
+        if file is not None and (self._slots or file.left):
+            # `os.stat` lets other threads run, so under load it costs far more than its own time
+            nobody_is_at_work = len(self._idle) == len(self._slots)
+            if now >= self._watch_at or (nobody_is_at_work and now - file.looked_at >= _TRUSTED_FOR):
+                self._look_at_file(file, now)
         super()._tend(now)
 
     def _start_anew(self) -> None:
