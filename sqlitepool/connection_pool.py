@@ -20,7 +20,7 @@ from sqlitepool.database_file import DatabaseFile
 from sqlitepool.errors import FileReplaced
 from sqlitepool.lease import Lease, Slot, note_place
 from sqlitepool.limits import NEVER
-from sqlitepool.pool import Pool, logger
+from sqlitepool.pool import Pool, close_item, logger
 from sqlitepool.stats import LeaseInfo
 from sqlitepool.tracking import LAYOUT, Connection
 from sqlitepool.waiting import locked
@@ -160,7 +160,7 @@ class ConnectionPool(Pool[T]):
         self._file = DatabaseFile(self._target.file) if self._target.file is not None else None
         for hook in ("reset", "close"):
             if pool_options.get(hook) is None:
-                pool_options[hook] = _close if hook == "close" and wrap is not None else _nothing
+                pool_options[hook] = close_item if hook == "close" and wrap is not None else _nothing
         if pool_options.get("name") is None:
             pool_options["name"] = os.path.basename(self._target.file or str(database))
         super().__init__(_no_factory, **pool_options)
@@ -367,12 +367,6 @@ def _open_handles(conn: Connection) -> list[object]:
 
 def _no_factory() -> Any:
     raise NotImplementedError("a ConnectionPool opens its connections itself")
-
-
-def _close(item: Any) -> None:
-    close = getattr(item, "close", None)
-    if close is not None:
-        close()
 
 
 class _Transaction(Lease[T]):

@@ -32,7 +32,8 @@ def _rollback(item: Any) -> None:
         rollback()
 
 
-def _close(item: Any) -> None:
+def close_item(item: Any) -> None:
+    """Call `item.close()`, if there is such a method."""
     close = getattr(item, "close", None)
     if close is not None:
         close()
@@ -94,7 +95,7 @@ class Pool(Lending[T]):
         self._factory = factory
         self._reset = reset if reset is not None else _rollback
         self._check = check
-        self._closer = close if close is not None else _close
+        self._closer = close if close is not None else close_item
         self._max_size, self._min_size = limits.sizes(max_size, min_size)
         self._limits = limits.Limits.checked(timeout, max_waiting, max_idle, max_lifetime, fairness, check)
         self.name = name if name is not None else f"pool-{next(_numbers)}"

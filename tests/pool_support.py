@@ -14,7 +14,12 @@ from typing import Any, TypeVar
 
 import pytest
 
+from sqlitepool.connection import Connection
+
 R = TypeVar("R")
+
+#: Opens a connection; the arguments are those of the fixture `opened`.
+Open = Callable[..., Connection]
 
 #: Longer than anything here takes, so that a test that would hang fails instead.
 PATIENCE = 20.0

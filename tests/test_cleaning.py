@@ -4,47 +4,15 @@ import functools
 import gc
 import sqlite3
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
+from pool_support import Open
 
-from sqlitepool.cleaning import clean, retire
-from sqlitepool.connection import Connection, normalise_path, open_connection
+from sqlitepool.cleaning import clean
 from sqlitepool.tracking import RESTORABLE_PRAGMAS
-
-Open = Callable[..., Connection]
-
-
-@pytest.fixture
-def opened(tmp_path: Path) -> Iterator[Open]:
-    """Opens connections to one file of a table `t` with three rows, and retires them at the end."""
-    connections = []
-
-    def connect(setup: Callable[[sqlite3.Connection], object] | None = None, **options: Any) -> Connection:
-        target = normalise_path(tmp_path / "app.db", read_only=False)
-        conn = open_connection(
-            target.database,
-            uri=target.uri,
-            read_only=False,
-            pragmas={"busy_timeout": 0},
-            setup=setup,
-            deadline=time.monotonic() + 5,
-            connect_options=options,
-        )
-        connections.append(conn)
-        return conn
-
-    first = connect()
-    first.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, b BLOB)")
-    first.execute("INSERT INTO t VALUES (1, zeroblob(4)), (2, zeroblob(4)), (3, zeroblob(4))")
-    first.commit()
-    yield connect
-    for conn in connections:
-        retire(conn)
 
 
 def read(conn: sqlite3.Connection, sql: str) -> Any:
