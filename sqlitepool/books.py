@@ -43,7 +43,7 @@ class Books(Generic[T]):
     def _open_books(self) -> None:
         self._lock = threading.RLock()
         self._gone = threading.Condition(self._lock)
-        self._line: Line[Slot[T]] = Line(self._lock, self._limits.fairness)
+        self._line: Line[Slot[T]] = Line(self._limits.fairness)
         self._idle: deque[Slot[T]] = deque()
         self._slots: set[Slot[T]] = set()
         self._index: dict[int, Slot[T]] = {}
@@ -95,28 +95,29 @@ class Books(Generic[T]):
 
     def _new_slot(self, most: int) -> Slot[T] | None:
         """Enter a new slot in the books if there are fewer than `most`."""
+        if len(self._slots) >= most:
+            return None
         slot: Slot[T] = Slot()
-        self._slots.add(slot)  # before the count: a finalizer or signal handler may come in between and do the same
+        self._slots.add(slot)  # and count again: a finalizer or a signal handler may have done the same meanwhile
         if len(self._slots) <= most:
             return slot
         self._slots.discard(slot)
         return None
 
-    def _join(self, started: float, deadline: float | None) -> Waiter[Slot[T]]:
-        """Put the caller in the line, unless something has come free, or it may not wait."""
+    def _line_up(self, waiter: Waiter[Slot[T]], started: float, deadline: float | None, seconds: float) -> None:
+        """Serve the caller if something is free; else put it in the line, if it may wait, and have it sleep there."""
         now = monotonic()
         slot = self._claim(now)
         if slot is not None:
-            waiter: Waiter[Slot[T]] = Waiter(self._lock, now)
             waiter.given = slot
-            return waiter
+            return
         if self._hopeless(deadline):
             if self._line_is_full():
                 raise PoolFull(f"{self._state()}: as many callers wait already as max_waiting allows")
             raise self._timed_out(now, started)
-        waiter = self._line.join(now)
+        self._line.join(waiter)
         self._hand_out(now)
-        return waiter
+        self._sleep(waiter, seconds)
 
     def _line_is_full(self) -> bool:
         most = self._limits.max_waiting

@@ -62,8 +62,6 @@ class Lending(Books[T]):
                     except IndexError:
                         pass
                 if slot is None:
-                    slot = locked(self._lock, self._claim, now)
-                if slot is None:
                     slot = self._wait(started, deadline)
                     now = monotonic()
                 if slot.item is None:
@@ -95,37 +93,37 @@ class Lending(Books[T]):
             fork.start_anew()
 
     def _wait(self, started: float, deadline: float | None) -> Slot[T]:
-        """Wait in the line for a slot. Now and then, and before giving up, see whether the wait can ever end."""
-        waiter: Waiter[Slot[T]] | None = None
+        """Take a slot, or wait in the line for one. Now and then, and before giving up, see if that can ever end."""
+        waiter: Waiter[Slot[T]] = Waiter(self._lock, monotonic())
         lost: Slot[T] | None
         try:
             if self._hopeless(deadline):
                 self._reclaim()
-            waiter = locked(self._lock, self._join, started, deadline)
             pause = _PATIENCE
+            asleep = waiter.since
+            left = NEVER if deadline is None else deadline - asleep
+            locked(self._lock, self._line_up, waiter, started, deadline, min(pause, left))
             while waiter.given is None:
                 if waiter.error is not None:
                     raise waiter.take_error()
-                asleep = monotonic()
-                left = NEVER if deadline is None else deadline - asleep
-                rest = min(pause, left)
-                if rest > 0:
-                    locked(self._lock, self._sleep, waiter, rest)
-                if monotonic() - asleep >= rest:
+                if monotonic() - asleep >= min(pause, left):
                     self._reclaim()
                     locked(self._lock, self._break_deadlock)
-                    if rest == left:
+                    if left <= pause:
                         locked(self._lock, self._give_up, waiter, started)
                     pause = min(pause * 2, MOST_PATIENCE)
+                asleep = monotonic()
+                left = NEVER if deadline is None else deadline - asleep
+                if left > 0:
+                    locked(self._lock, self._sleep, waiter, min(pause, left))
             slot, waiter.given = waiter.given, None
             return slot
         except BaseException:
-            if waiter is not None:
-                given = locked(self._lock, self._leave, waiter)
-                if given is not None:
-                    lost, given = given, None
-                    self._undo_checkout(lost)
-                    lost = None
+            given = locked(self._lock, self._leave, waiter)
+            if given is not None:
+                lost, given = given, None
+                self._undo_checkout(lost)
+                lost = None
             raise
 
     def _undo_checkout(self, slot: Slot[T]) -> None:

@@ -117,11 +117,13 @@ def lost_slots(
     for slot in every:
         if id(slot) in resting:
             continue
-        on_loan = bool(slot.loan)
+        checkouts, on_loan = slot.checkouts, bool(slot.loan)
         booked = 2 + (index.get(id(slot.item)) is slot)  # in `slots`, in `every`, and perhaps in `index`
         borrower_is_gone = on_loan and slot.borrower is not None and slot.borrower.is_gone
         if sys.getrefcount(slot) - _LOCAL > booked and not borrower_is_gone:
             continue
+        if (checkouts, on_loan) != (slot.checkouts, bool(slot.loan)):
+            continue  # lent or returned while we looked: the quick way does not ask for the lock
         # Without a loan the slot was on its way in or out: a borrower of before may still refer to the item, to no
         # effect.
         if not on_loan or not _is_held(slot):

@@ -79,10 +79,9 @@ class Line(Generic[T]):
         woken: the waiter whose wake-up is under way.
     """
 
-    __slots__ = ("_fairness", "_lock", "_waiters", "overdue_at", "woken")
+    __slots__ = ("_fairness", "_waiters", "overdue_at", "woken")
 
-    def __init__(self, lock: Any, fairness: float) -> None:
-        self._lock = lock
+    def __init__(self, fairness: float) -> None:
         self._fairness = fairness
         self._waiters: OrderedDict[Waiter[T], None] = OrderedDict()
         self.overdue_at = NEVER
@@ -94,12 +93,10 @@ class Line(Generic[T]):
     def __iter__(self) -> Iterator[Waiter[T]]:
         return iter(list(self._waiters))
 
-    def join(self, since: float) -> Waiter[T]:
-        """Add the calling thread at the end of the line."""
-        waiter: Waiter[T] = Waiter(self._lock, since)
+    def join(self, waiter: Waiter[T]) -> None:
+        """Add `waiter` at the end of the line."""
         self._waiters[waiter] = None
         self._look_at_head()
-        return waiter
 
     def leave(self, waiter: Waiter[T]) -> None:
         """Take `waiter` out of the line; does nothing if it is not in it."""
