@@ -116,6 +116,14 @@ def retire(conn: Connection) -> None:
         sqlite3.Connection.close(conn)
 
 
+def open_handles(conn: Connection) -> list[object]:
+    """Return the cursors and blobs of `conn` that are still open: in a forked child nobody may finalize them."""
+    if LAYOUT is None:
+        return []
+    references = [*_find_lists(conn), *(conn.blobs or [])]
+    return [handle for reference in references if (handle := reference()) is not None]
+
+
 def set_baseline(conn: Connection) -> None:
     """Take `conn` as it is now, opened and set up, for the state that every borrower is to find."""
     _close_handles(conn)

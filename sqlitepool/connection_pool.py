@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sqlite3
 import sys
@@ -14,7 +13,7 @@ from types import EllipsisType
 from typing import Any, Literal, TypedDict, TypeVar, Unpack, overload
 
 from sqlitepool import fork, limits
-from sqlitepool.cleaning import clean, end_block, retire, set_baseline
+from sqlitepool.cleaning import clean, end_block, open_handles, retire, set_baseline
 from sqlitepool.connection import check_options, check_path, check_pragmas, normalise_path, open_connection
 from sqlitepool.database_file import DatabaseFile
 from sqlitepool.errors import FileReplaced
@@ -22,7 +21,7 @@ from sqlitepool.lease import Lease, Slot, note_place
 from sqlitepool.limits import NEVER
 from sqlitepool.pool import Pool, close_item, logger
 from sqlitepool.stats import LeaseInfo
-from sqlitepool.tracking import LAYOUT, Connection
+from sqlitepool.tracking import Connection
 from sqlitepool.waiting import locked
 
 T = TypeVar("T")
@@ -298,7 +297,7 @@ class ConnectionPool(Pool[T]):
     def _abandon(self, slot: Slot[T]) -> None:
         if slot.item is not None:
             conn = slot.base
-            for thing in (slot.item, conn, *_open_handles(conn)):
+            for thing in (slot.item, conn, *open_handles(conn)):
                 fork.keep_forever(thing)
 
     # -- the file
@@ -354,15 +353,6 @@ class ConnectionPool(Pool[T]):
         file.remember()
         file.left = False
         locked(self._lock, self._watch_from, monotonic() + _LOOK_EVERY)
-
-
-def _open_handles(conn: Connection) -> list[object]:
-    """Return the cursors and blobs of `conn` that are still open: to finalize one would end its statement."""
-    if LAYOUT is None:
-        return []
-    referents = gc.get_referents(conn)
-    references = [*referents[LAYOUT.cursors], *referents[LAYOUT.blobs]]
-    return [handle for reference in references if (handle := reference()) is not None]
 
 
 def _no_factory() -> Any:

@@ -124,13 +124,11 @@ def lost_slots(
             continue
         if (checkouts, on_loan) != (slot.checkouts, bool(slot.loan)):
             continue  # lent or returned while we looked: the quick way does not ask for the lock
-        # Without a loan the slot was on its way in or out: a borrower of before may still refer to the item, to no
-        # effect.
+        # Without a loan the slot was on its way in or out: that some borrower of before refers to the item is nothing.
         if not on_loan or not _is_held(slot):
             lost.append((slot, on_loan))
         elif not borrower_is_gone and slot.is_of_with_block:
-            # The block has ended, or its frame would hold the lease. Whoever still refers to the item shall not share
-            # it.
+            # The block has ended, or its frame would hold the lease. Who still refers to the item shall not share it.
             slot.condemn()
             lost.append((slot, on_loan))
     return lost

@@ -30,9 +30,9 @@ def locked(lock: Any, decide: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
     """Return `decide(*args)`, called with the lock held. Whatever is raised, wherever, the lock is free again.
 
     The `RLock` itself is entered and left, which C code does at a stroke; `with condition:` would run Python code that
-    a signal handler can interrupt half way. Two cases remain. `Condition.wait`, interrupted just after it let
-    go of the lock, leaves without it: then there is nothing to release. And a tracing tool can raise between the
-    end of the block and the release.
+    a signal handler can interrupt half way. Two cases remain. `Condition.wait`, interrupted just after it let go of
+    the lock, leaves without it: then there is nothing to release. And a tracing tool can raise between the end of the
+    block and the release.
     """
     held_before = lock._is_owned()
     try:
@@ -64,7 +64,7 @@ class Waiter(Generic[T]):
         assert error is not None
         return error
 
-    def sleep(self, seconds: float | None) -> None:
+    def sleep(self, seconds: float) -> None:
         """Sleep until notified, at most for `seconds`; not at all when something is here already. Needs the lock."""
         if self.given is None and self.error is None:
             self.condition.wait(seconds)

@@ -32,7 +32,7 @@ def replace(path: Path, text: str = "new") -> None:
 
 
 def pause() -> None:
-    """The file is looked at every 0.2 ms; the next checkout is to see the change."""
+    """The file is looked at once in a millisecond at least; the next checkout is to see the change."""
     time.sleep(0.002)
 
 
