@@ -8,7 +8,7 @@ from collections import Counter
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
-from wsgiref.types import StartResponse, WSGIEnvironment
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from sqlitepool import ConnectionPool, PoolTimeout
 
@@ -100,13 +100,13 @@ class ThreadedServer(ThreadingMixIn, WSGIServer):
 
     def __init__(self, application: UserApplication) -> None:
         super().__init__(("127.0.0.1", 0), _QuietHandler)
-        self.set_app(application)
+        self.set_app(self._counted(application))
         self._lock = threading.Lock()
         self._active = 0
         self.threads = 0
         """Threads that served a request."""
         self.threads_at_once = 0
-        """The most of them that ran at the same time."""
+        """The most of them that were in the application at the same time."""
         self.failures: Counter[str] = Counter()
         """What went wrong outside the application, by its text."""
         self._acceptor = threading.Thread(target=self.serve_forever, args=(0.05,), name="demo-server")
@@ -131,13 +131,20 @@ class ThreadedServer(ThreadingMixIn, WSGIServer):
         """Serve one request on the thread made for it, and count that thread."""
         with self._lock:
             self.threads += 1
-            self._active += 1
-            self.threads_at_once = max(self.threads_at_once, self._active)
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
+        super().process_request_thread(request, client_address)
+
+    def _counted(self, application: UserApplication) -> WSGIApplication:
+        def count(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
             with self._lock:
-                self._active -= 1
+                self._active += 1
+                self.threads_at_once = max(self.threads_at_once, self._active)
+            try:
+                return application(environ, start_response)
+            finally:
+                with self._lock:
+                    self._active -= 1
+
+        return count
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Note what went wrong outside the application."""
