@@ -32,6 +32,7 @@ class Books(Generic[T]):
     Attributes that the quick way reads without the lock:
         _idle: the free slots, the one used last at the right end.
         _quiet_until: until this monotonic time a checkout may simply take a free slot.
+        _tend_at: from this monotonic time on a checkout must see to what is due from time to time.
         _attention: a return must see whether somebody waits, the pool is closed, or there is a slot too many.
     """
 
@@ -52,14 +53,28 @@ class Books(Generic[T]):
         self._attention = False
         self._trim_at = monotonic() + self._limits.trim_every
         self._watch_at = NEVER
+        self._tend_at = self._trim_at
         self._quiet_until = self._trim_at
         self._counts = Counts()
 
     def _look(self) -> None:
-        """Work out anew what the quick way may do without asking. To be called after each change of the books."""
-        busy = self._closed or len(self._slots) > self._max_size
-        self._attention = busy or len(self._line) > 0
-        self._quiet_until = -NEVER if busy else min(self._line.overdue_at, self._trim_at, self._watch_at)
+        """Work out anew what the quick way may do without asking, and wake the longest waiter if there is something for
+        it, unless a wake-up is under way already. To be called after each change of the books.
+        """
+        line, size, most = self._line, len(self._slots), self._max_size
+        head = line.head()
+        if self._closed or size > most:
+            self._attention = True
+            self._quiet_until = -NEVER
+        elif head is None:
+            self._attention = False
+            self._quiet_until = self._tend_at
+        else:
+            self._attention = True
+            overdue, tend = line.overdue_at, self._tend_at
+            self._quiet_until = overdue if overdue < tend else tend
+            if line.woken is None and (self._idle or size < most):
+                line.wake(head)
 
     # -- asking for an item
 
@@ -104,58 +119,50 @@ class Books(Generic[T]):
         self._slots.discard(slot)
         return None
 
-    def _line_up(self, waiter: Waiter[Slot[T]], started: float, deadline: float | None, seconds: float) -> None:
-        """Serve the caller if something is free; else put it in the line, if it may wait, and have it sleep there."""
-        now = monotonic()
-        slot = self._claim(now)
-        if slot is not None:
-            waiter.given = slot
+    def _line_up(self, waiter: Waiter[Slot[T]], started: float, seconds: float) -> None:
+        """Serve the caller if something is free; else have it sleep in the line, if it may wait at all."""
+        waiter.given = self._claim(waiter.since)
+        if waiter.given is not None:
             return
-        if self._hopeless(deadline):
-            if self._line_is_full():
-                raise PoolFull(f"{self._state()}: as many callers wait already as max_waiting allows")
-            raise self._timed_out(now, started)
-        self._line.join(waiter)
-        self._hand_out(now)
+        if self._line_is_full():
+            raise PoolFull(f"{self._state()}: as many callers wait already as max_waiting allows")
+        if seconds <= 0:
+            raise self._timed_out(waiter.since, started)
+        line = self._line
+        line.join(waiter)
+        self._attention = True  # from now on, who returns something looks; what was returned before is seen here
+        if len(line) == 1 or (self._idle and line.woken is None):
+            self._look()
         self._sleep(waiter, seconds)
 
     def _line_is_full(self) -> bool:
         most = self._limits.max_waiting
         return most is not None and len(self._line) >= most
 
-    def _hopeless(self, deadline: float | None) -> bool:
-        """Tell whether a caller that finds nothing free must be sent away at once."""
-        return self._line_is_full() or (deadline is not None and monotonic() >= deadline)
-
     def _sleep(self, waiter: Waiter[Slot[T]], seconds: float) -> None:
-        """Have the caller sleep in the line. Woken without being handed anything, it may take what is free."""
-        if self._line.woken is not waiter:  # woken between two sleeps
-            waiter.sleep(seconds)
-        if waiter.given is not None or waiter.error is not None:
+        """Have the caller sleep in the line until it is woken, at most for so long; then take what is free for it."""
+        line = self._line
+        if line.woken is not waiter and waiter.error is None:  # neither came between two sleeps
+            waiter.condition.wait(seconds)
+        if waiter.error is not None:
             return
-        if self._line.woken is waiter:
-            self._line.woken = None
-            slot = self._free_slot()
-            if slot is not None:
-                self._serve(waiter, slot)
-        self._hand_out(monotonic())
-
-    def _serve(self, waiter: Waiter[Slot[T]], slot: Slot[T]) -> None:
-        """Hand a free slot to a waiter."""
-        try:
+        if line.woken is waiter:
+            line.woken = None  # first: what is returned after this wakes again
+        elif line.head() is not waiter:
+            return
+        waiter.given = self._free_slot()
+        if waiter.given is not None:
             self._counts.count_wait(monotonic() - waiter.since)
-            self._line.give(waiter, slot)
-        except BaseException:
-            if waiter.given is not slot:
-                self._put_back(slot)
-            raise
+            line.leave(waiter)
+        self._look()
 
-    def _leave(self, waiter: Waiter[Slot[T]]) -> Slot[T] | None:
-        """Take the caller out of the line, and return what it was handed in the meantime."""
+    def _leave(self, waiter: Waiter[Slot[T]]) -> None:
+        """Take the caller out of the line, and take back what it has taken in the meantime."""
         self._line.leave(waiter)
         given, waiter.given = waiter.given, None
-        self._hand_out(monotonic())
-        return given
+        if given is not None:
+            self._put_back(given)
+        self._look()
 
     def _give_up(self, waiter: Waiter[Slot[T]], started: float) -> None:
         """Have the caller fail, unless its wait has ended by itself."""
@@ -167,32 +174,15 @@ class Books(Generic[T]):
         named = "; ".join(map(str, self._lease_infos(now, _HOLDERS_NAMED))) or "nobody"
         return PoolTimeout(f"{self._state()}: nothing came free in {now - started:.3f} s. Held longest by: {named}")
 
-    # -- giving out what is free
-
-    def _hand_out(self, now: float) -> None:
-        """Give what is free to those who wait: in order when it is time for that, else by waking the head."""
-        try:
-            while not self._closed and (head := self._line.head()) is not None:
-                if now < self._line.overdue_at and len(self._slots) >= self._max_size:
-                    if self._idle and self._line.woken is None:
-                        self._line.wake(head)
-                    break
-                slot = self._free_slot()
-                if slot is None:
-                    break
-                self._serve(head, slot)
-        finally:
-            self._look()
-
     def _settle(self) -> list[Slot[T]]:
-        """Return the slots that nobody may have, and that the caller is to close. Hand out what is free besides."""
+        """Return the slots that nobody may have, and that the caller is to close."""
         surplus: list[Slot[T]] = []
         while self._closed or len(self._slots) - len(surplus) > self._max_size:
             try:
                 surplus.append(self._idle.popleft())
             except IndexError:
                 break
-        self._hand_out(monotonic())
+        self._look()
         return surplus
 
     def _put_back(self, slot: Slot[T]) -> None:
@@ -242,6 +232,7 @@ class Books(Generic[T]):
     def _trim(self, now: float) -> list[Slot[T]]:
         """Take the slots that are too old, or idle for too long, out of the books' free ones."""
         self._trim_at = now + self._limits.trim_every
+        self._tend_at = min(self._trim_at, self._watch_at)
         spare = len(self._slots) - self._min_size
         max_idle = self._limits.max_idle
         surplus, kept = [], []
@@ -262,6 +253,7 @@ class Books(Generic[T]):
     def _watch_from(self, moment: float) -> None:
         """Have checkouts call `_tend` from that monotonic time on."""
         self._watch_at = moment
+        self._tend_at = min(self._trim_at, moment)
         self._look()
 
     def _condemn_all(self) -> list[Slot[T]]:
@@ -283,7 +275,7 @@ class Books(Generic[T]):
         """Close the books to new borrowers, and send the waiters away."""
         self._closed = True
         self._look()
-        for waiter in self._line:
+        for waiter in list(self._line):
             self._line.fail(waiter, PoolClosed(f"{self!r} was closed while this call waited"))
         self._look()
         return self._take_idle()
@@ -306,8 +298,8 @@ class Books(Generic[T]):
         """Take the slots that nobody has, each with its loan; and out of the line those who left it without a word."""
         for waiter in reclaim.ghosts(self._line):
             self._line.leave(waiter)
+        self._look()
         now = monotonic()
-        self._hand_out(now)
         found: list[tuple[Slot[T], LeaseInfo | None, float | None]] = []
         for slot, on_loan in reclaim.lost_slots(self._slots, tuple(self._idle), self._index):
             info = slot.lease_info(now)

@@ -82,8 +82,12 @@ def clean(conn: Connection) -> bool:
             if LAYOUT is None:
                 return False
             cursors = _find_lists(conn)
-        if cursors:
-            _close_all(cursors, _close_cursor)
+        if cursors:  # mostly one that is gone already: what `_close_all` does, for less
+            for reference in cursors:
+                cursor = reference()
+                if cursor is not None:
+                    _close_cursor(cursor)
+            cursors.clear()
         if conn.blobs:
             _close_all(conn.blobs, _close_blob)
         return True

@@ -281,7 +281,7 @@ class ConnectionPool(Pool[T]):
         file = self._file
         if file is not None and (self._slots or file.left):
             # `os.stat` lets other threads run, so under load it costs far more than its own time
-            nobody_is_at_work = len(self._idle) == len(self._slots)
+            nobody_is_at_work = not self._attention and len(self._idle) == len(self._slots)
             if now >= self._watch_at or (nobody_is_at_work and now - file.looked_at >= _TRUSTED_FOR):
                 self._look_at_file(file, now)
         super()._tend(now)

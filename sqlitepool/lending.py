@@ -27,12 +27,14 @@ from sqlitepool.fork import same_process
 from sqlitepool.lease import Slot
 from sqlitepool.limits import NEVER
 from sqlitepool.stats import MOST_PENDING, LeaseInfo
-from sqlitepool.waiting import Waiter, locked
+from sqlitepool.waiting import Waiter, locked, surely
 
 T = TypeVar("T")
 
 # A waiter sleeps this long (seconds) before it looks for lost items and deadlocks; then twice as long, up to the most.
+# In a long line it sleeps longer at first: those before it look for all.
 _PATIENCE = 0.01
+_PATIENCE_FOR_EACH = 0.001
 MOST_PATIENCE = 1.0
 # No more than this share of a lifetime is cut at random, so that items opened together are not all replaced together.
 _JITTER = 0.1
@@ -47,29 +49,31 @@ class Lending(Books[T]):
         """Take a slot with an open item, when there is anything to see to or to wait for."""
         if isinstance(timeout, EllipsisType):
             timeout = self._limits.timeout
-        self._notice_fork()
+        if not same_process[0]:
+            fork.start_anew()
         deadline = None if timeout is None else started + timeout
         slot: Slot[T] | None = None
         bad: Slot[T] | None
         lost: Slot[T] | None
         try:
+            now = started
             while True:
-                now = monotonic()
-                self._tend(now)
+                if now >= self._tend_at or not self._attention:
+                    self._tend(now)
                 if now < self._quiet_until:
                     try:
                         slot = self._idle.pop()
                     except IndexError:
                         pass
                 if slot is None:
-                    slot = self._wait(started, deadline)
+                    slot = self._wait(now, started, deadline)
                     now = monotonic()
                 if slot.item is None:
                     fresh, slot = slot, None
                     self._open(fresh, deadline)
                     return fresh
                 idle_for, slot.since = now - slot.since, now
-                if now < slot.expires and self._is_good(slot, idle_for):
+                if now < slot.good_until or (now < slot.expires and self._is_good(slot, idle_for)):
                     return slot
                 failed = slot.spoiled
                 bad, slot = slot, None
@@ -81,6 +85,7 @@ class Lending(Books[T]):
                     fresh, slot = slot, None
                     self._open(fresh, deadline)
                     return fresh
+                now = monotonic()
         except BaseException:
             if slot is not None:
                 lost, slot = slot, None
@@ -92,17 +97,16 @@ class Lending(Books[T]):
         if not same_process[0]:
             fork.start_anew()
 
-    def _wait(self, started: float, deadline: float | None) -> Slot[T]:
+    def _wait(self, now: float, started: float, deadline: float | None) -> Slot[T]:
         """Take a slot, or wait in the line for one. Now and then, and before giving up, see if that can ever end."""
-        waiter: Waiter[Slot[T]] = Waiter(self._lock, monotonic())
-        lost: Slot[T] | None
+        waiter: Waiter[Slot[T]] = Waiter(self._lock, now)
         try:
-            if self._hopeless(deadline):
+            asleep = now
+            left = NEVER if deadline is None else deadline - now
+            if left <= 0 or self._line_is_full():
                 self._reclaim()
-            pause = _PATIENCE
-            asleep = waiter.since
-            left = NEVER if deadline is None else deadline - asleep
-            locked(self._lock, self._line_up, waiter, started, deadline, min(pause, left))
+            pause = _PATIENCE + _PATIENCE_FOR_EACH * len(self._line)
+            locked(self._lock, self._line_up, waiter, started, pause if pause < left else left)
             while waiter.given is None:
                 if waiter.error is not None:
                     raise waiter.take_error()
@@ -119,11 +123,8 @@ class Lending(Books[T]):
             slot, waiter.given = waiter.given, None
             return slot
         except BaseException:
-            given = locked(self._lock, self._leave, waiter)
-            if given is not None:
-                lost, given = given, None
-                self._undo_checkout(lost)
-                lost = None
+            surely(self._lock, self._leave, waiter)
+            self._attend()
             raise
 
     def _undo_checkout(self, slot: Slot[T]) -> None:
@@ -203,13 +204,10 @@ class Lending(Books[T]):
 
     def _attend(self) -> None:
         """See to what a free slot or a change of the books may have made possible."""
-        line = self._line
-        if (
-            self._closed
-            or len(self._slots) > self._max_size
-            or (self._idle and (line.woken is None or monotonic() >= line.overdue_at))
-        ):
+        if self._closed or len(self._slots) > self._max_size:
             self._close_all(locked(self._lock, self._settle))
+        elif self._line.woken is None and self._idle:
+            surely(self._lock, self._look)
 
     def _reclaim(self) -> None:
         """Take back what nobody can be using any more."""

@@ -5,15 +5,17 @@ from then on free items are handed to the waiters in order. Barging keeps a busy
 already takes the item without a switch; the bound keeps it fair, because nobody can be passed over for longer. It is a
 queue at a counter where a regular may call out an order, until somebody in the queue looks at the watch.
 
-A waiter keeps its place while others barge. At most one wake-up is under way: the head of the line is woken, and if
-somebody was quicker it goes back to sleep where it was. Whoever leaves the line, served or not, passes a wake-up that
-was meant for it on: the pool calls `Line.leave` and then looks again at what is free.
+A waiter keeps its place while others barge. At most one wake-up is under way: the head of the line is woken, and takes
+its item itself. If somebody was quicker it goes back to sleep where it was. Whoever wakes, and whoever leaves the line,
+served or not, wakes the next if there is something for it (`Books._look`). To wake one thread after the other, and
+not all for whom there is something, is what keeps a crowded pool fast: the threads of CPython take turns, and each that
+is awake slows all others down.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from threading import Condition, get_ident
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -46,8 +48,17 @@ def locked(lock: Any, decide: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
         raise
 
 
+def surely(lock: Any, decide: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Do as `locked` does what others depend on: when it is interrupted it is done again, from the start."""
+    try:
+        return locked(lock, decide, *args, **kwargs)
+    except BaseException:
+        locked(lock, decide, *args, **kwargs)
+        raise
+
+
 class Waiter(Generic[T]):
-    """One caller in the line. What it is handed stands in `given`; what it must raise instead, in `error`."""
+    """One caller in the line. What it took stands in `given`; what it must raise instead, in `error`."""
 
     __slots__ = ("condition", "error", "given", "since", "thread_id")
 
@@ -64,13 +75,8 @@ class Waiter(Generic[T]):
         assert error is not None
         return error
 
-    def sleep(self, seconds: float) -> None:
-        """Sleep until notified, at most for `seconds`; not at all when something is here already. Needs the lock."""
-        if self.given is None and self.error is None:
-            self.condition.wait(seconds)
 
-
-class Line(Generic[T]):
+class Line(OrderedDict[Waiter[T], None]):
     """The waiters in order of arrival, and what the rule says of them. All but `overdue_at` needs the lock.
 
     Attributes:
@@ -79,41 +85,29 @@ class Line(Generic[T]):
         woken: the waiter whose wake-up is under way.
     """
 
-    __slots__ = ("_fairness", "_waiters", "overdue_at", "woken")
-
     def __init__(self, fairness: float) -> None:
+        super().__init__()
         self._fairness = fairness
-        self._waiters: OrderedDict[Waiter[T], None] = OrderedDict()
         self.overdue_at = NEVER
         self.woken: Waiter[T] | None = None
 
-    def __len__(self) -> int:
-        return len(self._waiters)
-
-    def __iter__(self) -> Iterator[Waiter[T]]:
-        return iter(list(self._waiters))
-
     def join(self, waiter: Waiter[T]) -> None:
         """Add `waiter` at the end of the line."""
-        self._waiters[waiter] = None
-        self._look_at_head()
+        self[waiter] = None
+        if len(self) == 1:
+            self.overdue_at = waiter.since + self._fairness
 
     def leave(self, waiter: Waiter[T]) -> None:
         """Take `waiter` out of the line; does nothing if it is not in it."""
-        self._waiters.pop(waiter, None)
         if self.woken is waiter:
             self.woken = None
-        self._look_at_head()
+        self.pop(waiter, None)
+        head = next(iter(self), None)
+        self.overdue_at = NEVER if head is None else head.since + self._fairness
 
     def head(self) -> Waiter[T] | None:
-        """Return the longest waiter."""
-        return next(iter(self._waiters), None)
-
-    def give(self, waiter: Waiter[T], thing: T) -> None:
-        """Hand `thing` to `waiter`, which leaves the line with it."""
-        waiter.given = thing
-        self.leave(waiter)
-        waiter.condition.notify()
+        """Return the longest waiter; None, when nobody waits."""
+        return next(iter(self), None)
 
     def fail(self, waiter: Waiter[T], error: BaseException) -> None:
         """Have `waiter` leave the line and raise `error`."""
@@ -122,10 +116,6 @@ class Line(Generic[T]):
         waiter.condition.notify()
 
     def wake(self, waiter: Waiter[T]) -> None:
-        """Wake `waiter` to try its luck; it keeps its place."""
+        """Wake `waiter` to take what is free; until it has, it keeps its place."""
+        waiter.condition.notify()  # first: interrupted in between, it is awake all the same
         self.woken = waiter
-        waiter.condition.notify()
-
-    def _look_at_head(self) -> None:
-        head = self.head()
-        self.overdue_at = NEVER if head is None else head.since + self._fairness
