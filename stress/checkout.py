@@ -19,228 +19,62 @@ import sqlite3
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
-from queue import LifoQueue, SimpleQueue
 from typing import Any
 
-POOL_SIZE = 4
-OURS = "sqlitepool.ConnectionPool"
-TARGETS = {"SQLAlchemy QueuePool": 0.25, "DBUtils PooledDB": 0.70}
-QUERY = "SELECT name FROM users WHERE id = ?"
+import _peers as peers
+
+TARGETS = {peers.SQLALCHEMY: 0.25, peers.DBUTILS: 0.70}
+
+BATCH = """
+    def batch(times, pool=pool):
+        for _ in repeat(None, times):
+            USE
+"""
 
 Batch = Callable[[int], None]
 """Takes and returns a connection that many times."""
 
 
-# ---- the contestants. Each is a generator that opens, yields (checkout, checkout with one read), and closes.
-
-
-def connection_pool(path: str) -> Iterator[tuple[Batch, Batch | None]]:
-    from sqlitepool import ConnectionPool
-
-    with ConnectionPool(path, max_size=POOL_SIZE) as pool:
-
-        def checkout(times: int) -> None:
-            for _ in repeat(None, times):
-                with pool.connection():
-                    pass
-
-        def read(times: int) -> None:
-            for _ in repeat(None, times):
-                with pool.connection() as connection:
-                    connection.execute(QUERY, (7,)).fetchone()
-
-        yield checkout, read
-
-
-def connection_pool_acquire(path: str) -> Iterator[tuple[Batch, Batch | None]]:
-    from sqlitepool import ConnectionPool
-
-    with ConnectionPool(path, max_size=POOL_SIZE) as pool:
-
-        def checkout(times: int) -> None:
-            for _ in repeat(None, times):
-                connection = pool.acquire()
-                pool.release(connection)
-
-        def read(times: int) -> None:
-            for _ in repeat(None, times):
-                connection = pool.acquire()
-                connection.execute(QUERY, (7,)).fetchone()
-                pool.release(connection)
-
-        yield checkout, read
-
-
-def plain_pool(path: str) -> Iterator[tuple[Batch, Batch | None]]:
-    from sqlitepool import Pool
-
-    class Plain:
-        pass
-
-    with Pool(Plain, max_size=POOL_SIZE) as pool:
-
-        def checkout(times: int) -> None:
-            for _ in repeat(None, times):
-                with pool.connection():
-                    pass
-
-        yield checkout, None
-
-
-def sqlalchemy_queue_pool(path: str) -> Iterator[tuple[Batch, Batch | None]]:
-    from sqlalchemy.pool import QueuePool
-
-    pool = QueuePool(lambda: connect(path), pool_size=POOL_SIZE, max_overflow=0)
-
-    def checkout(times: int) -> None:
-        for _ in repeat(None, times):
-            connection = pool.connect()
-            connection.close()
-
-    def read(times: int) -> None:
-        for _ in repeat(None, times):
-            connection = pool.connect()
-            cursor = connection.cursor()
-            cursor.execute(QUERY, (7,))
-            cursor.fetchone()
-            cursor.close()
-            connection.close()
-
-    yield checkout, read
-    pool.dispose()
-
-
-def dbutils_pooled_db(path: str) -> Iterator[tuple[Batch, Batch | None]]:
-    from dbutils.pooled_db import PooledDB
-
-    # maxshared stays 0: each borrower has a connection to itself.
-    pool = PooledDB(
-        sqlite3, maxcached=POOL_SIZE, maxconnections=POOL_SIZE, blocking=True, database=path, check_same_thread=False
-    )
-
-    def checkout(times: int) -> None:
-        for _ in repeat(None, times):
-            connection = pool.connection()
-            connection.close()
-
-    def read(times: int) -> None:
-        for _ in repeat(None, times):
-            connection = pool.connection()
-            cursor = connection.cursor()
-            cursor.execute(QUERY, (7,))
-            cursor.fetchone()
-            cursor.close()
-            connection.close()
-
-    yield checkout, read
-    pool.close()
-
-
-def peewee_pooled(path: str) -> Iterator[tuple[Batch, Batch | None]]:
-    from playhouse.pool import PooledSqliteDatabase
-
-    database = PooledSqliteDatabase(path, max_connections=POOL_SIZE, timeout=30, check_same_thread=False)
-
-    def checkout(times: int) -> None:
-        for _ in repeat(None, times):
-            database.connect()
-            database.close()
-
-    def read(times: int) -> None:
-        for _ in repeat(None, times):
-            database.connect()
-            database.execute_sql(QUERY, (7,)).fetchone()
-            database.close()
-
-    yield checkout, read
-    database.close_all()
-
-
-def sqlspec_pool(path: str) -> Iterator[tuple[Batch, Batch | None]]:
-    from sqlspec.adapters.sqlite.pool import SqliteConnectionPool
-
-    # No bound and nothing to wait for: it keeps one connection for each thread.
-    pool = SqliteConnectionPool({"database": path, "check_same_thread": False})
-
-    def checkout(times: int) -> None:
-        for _ in repeat(None, times):
-            with pool.get_connection():
-                pass
-
-    def read(times: int) -> None:
-        for _ in repeat(None, times):
-            with pool.get_connection() as connection:
-                connection.execute(QUERY, (7,)).fetchone()
-
-    yield checkout, read
-    pool.close()
-
-
-def stdlib_queue(
-    make_queue: "Callable[[], LifoQueue[sqlite3.Connection] | SimpleQueue[sqlite3.Connection]]",
-) -> "Contest":
-    def contest(path: str) -> Iterator[tuple[Batch, Batch | None]]:
-        queue = make_queue()
-        for _ in range(POOL_SIZE):
-            queue.put(connect(path))
-
-        def checkout(times: int) -> None:
-            for _ in repeat(None, times):
-                connection = queue.get()
-                queue.put(connection)
-
-        def read(times: int) -> None:
-            for _ in repeat(None, times):
-                connection = queue.get()
-                connection.execute(QUERY, (7,)).fetchone()
-                queue.put(connection)
-
-        yield checkout, read
-        while not queue.empty():
-            queue.get().close()
-
-    return contest
-
-
-Contest = Callable[[str], Iterator[tuple[Batch, Batch | None]]]
-
-
-def connect(path: str) -> sqlite3.Connection:
-    return sqlite3.connect(path, check_same_thread=False)
-
-
 @dataclass
 class Contestant:
-    name: str
-    contest: Contest
-    on_return: str
+    peer: peers.Peer
     problem: str = ""
     missing: bool = False
     checkout: list[float] = field(default_factory=list)
     """Microseconds for each checkout and return, one figure a round."""
     read: list[float] = field(default_factory=list)
 
+    @property
+    def name(self) -> str:
+        return self.peer.name
+
 
 def contestants() -> list[Contestant]:
     return [
-        Contestant(OURS, connection_pool, "commit or rollback; whatever a borrower can leave behind is undone"),
-        Contestant("  the same, acquire/release", connection_pool_acquire, "rollback; otherwise the same"),
-        Contestant("sqlitepool.Pool", plain_pool, "nothing to reset: plain objects"),
-        Contestant("SQLAlchemy QueuePool", sqlalchemy_queue_pool, "rollback(), always"),
-        Contestant("DBUtils PooledDB", dbutils_pooled_db, "rollback(), always (reset=True)"),
-        Contestant("peewee PooledSqliteDatabase", peewee_pooled, "rollback() if in a transaction"),
-        Contestant(
-            "sqlspec SqliteConnectionPool", sqlspec_pool, "commit or rollback if in one; no bound, thread-local"
-        ),
-        Contestant("queue.LifoQueue", stdlib_queue(LifoQueue), "nothing"),
-        Contestant("queue.SimpleQueue", stdlib_queue(SimpleQueue), "nothing"),
+        Contestant(peer)
+        for peer in (
+            peers.CONNECTION_POOL,
+            peers.CONNECTION_POOL_ACQUIRE,
+            peers.PLAIN_POOL,
+            peers.SQLALCHEMY_QUEUE_POOL,
+            peers.DBUTILS_POOLED_DB,
+            peers.PEEWEE_POOLED,
+            peers.SQLSPEC_POOL,
+            peers.STDLIB_LIFO_QUEUE,
+            peers.STDLIB_SIMPLE_QUEUE,
+        )
     ]
+
+
+def batch(peer: peers.Peer, pool: object, hold: str) -> Batch:
+    names = {"pool": pool, "repeat": repeat}
+    function: Batch = peers.pasted(BATCH, names, USE=peer.use, HOLD=hold)
+    return function
 
 
 # ---- measuring
@@ -249,7 +83,7 @@ def contestants() -> list[Contestant]:
 def measure(everybody: list[Contestant], path: str, rounds: int, batch_seconds: float) -> None:
     """Run all rounds; the figures, and the problems of those that could not take part, are noted in the contestants."""
     with running(everybody, path) as batches:
-        lengths = {(name, kind): calibrate(batch, batch_seconds) for (name, kind), batch in batches.items()}
+        lengths = {(name, kind): peers.calibrate(batch, batch_seconds) for (name, kind), batch in batches.items()}
         order = random.Random(1)
         for _ in range(rounds):
             for kind in ("checkout", "read"):
@@ -257,7 +91,7 @@ def measure(everybody: list[Contestant], path: str, rounds: int, batch_seconds: 
                 order.shuffle(turn)
                 for one in turn:
                     times = lengths[one.name, kind]
-                    getattr(one, kind).append(timed(batches[one.name, kind], times) / times * 1e6)
+                    getattr(one, kind).append(peers.timed(batches[one.name, kind], times) / times * 1e6)
 
 
 @contextmanager
@@ -266,47 +100,22 @@ def running(everybody: list[Contestant], path: str) -> Iterator[dict[tuple[str, 
     batches: dict[tuple[str, str], Batch] = {}
     opened = []
     for one in everybody:
-        opening = one.contest(path)
         try:
-            checkout, read = next(opening)
-            checkout(100)
-            batches[one.name, "checkout"] = checkout
-            if read:
-                read(100)
-                batches[one.name, "read"] = read
+            pool = one.peer.open(path)
+            opened.append((one.peer, pool))
+            for kind, hold in (("checkout", "pass"), ("read", one.peer.read)):
+                if hold is not None:
+                    batches[one.name, kind] = batch(one.peer, pool, hold)
+                    batches[one.name, kind](100)
         except ModuleNotFoundError as error:
             one.missing, one.problem = True, f"missing: {error}"
         except Exception as error:  # one that fails is named in the table, and the others go on
             one.problem = f"failed: {type(error).__name__}: {error}"
-        opened.append(opening)
     try:
         yield batches
     finally:
-        for opening in opened:
-            next(opening, None)
-
-
-def calibrate(batch: Batch, seconds: float) -> int:
-    """How many times fit into `seconds`."""
-    times = 100
-    while (took := timed(batch, times)) < seconds / 4:
-        times *= 2
-    return max(1, int(times * seconds / took))
-
-
-def timed(batch: Batch, times: int) -> float:
-    started = time.perf_counter()
-    batch(times)
-    return time.perf_counter() - started
-
-
-def create_database(path: str) -> None:
-    connection = connect(path)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT)")
-    with connection:
-        connection.executemany("INSERT INTO users (name) VALUES (?)", ((f"user {n}",) for n in range(1000)))
-    connection.close()
+        for peer, pool in opened:
+            peer.close(pool)
 
 
 # ---- showing
@@ -322,7 +131,7 @@ def judge(everybody: list[Contestant]) -> list[dict[str, Any]]:
     by_name = {one.name: one for one in everybody}
     verdicts = []
     for peer, at_most in TARGETS.items():
-        reached = ratio(by_name[OURS].checkout, by_name[peer].checkout)
+        reached = ratio(by_name[peers.OURS].checkout, by_name[peer].checkout)
         verdicts.append(
             {"peer": peer, "at_most": at_most, "ratio": reached, "met": None if reached is None else reached <= at_most}
         )
@@ -339,9 +148,8 @@ def show_table(title: str, everybody: list[Contestant], kind: str) -> None:
             print(f"  {one.name:<30} {one.problem}")
         elif figures:
             shown = "" if share is None or one is everybody[0] else f"{share:.2f}"
-            print(
-                f"  {one.name:<30} {statistics.median(figures):9.2f} {min(figures):7.2f} {shown:>8}   {one.on_return}"
-            )
+            figures_shown = f"{statistics.median(figures):9.2f} {min(figures):7.2f} {shown:>8}"
+            print(f"  {one.name:<30} {figures_shown}   {one.peer.on_return}")
     print()
 
 
@@ -352,13 +160,17 @@ def show(everybody: list[Contestant], verdicts: list[dict[str, Any]], rounds: in
     for verdict in verdicts:
         said = {True: "met", False: "NOT MET", None: "not measured"}[verdict["met"]]
         reached = "" if verdict["ratio"] is None else f", reached {verdict['ratio']:.2f}"
-        print(f"target: {OURS} at most {verdict['at_most']:.2f} of {verdict['peer']}{reached}: {said}")
+        print(f"target: {peers.OURS} at most {verdict['at_most']:.2f} of {verdict['peer']}{reached}: {said}")
 
 
 def as_json(everybody: list[Contestant], verdicts: list[dict[str, Any]], rounds: int) -> str:
     rows = []
     for one in everybody:
-        row: dict[str, Any] = {"name": one.name.strip(), "on_return": one.on_return, "problem": one.problem or None}
+        row: dict[str, Any] = {
+            "name": one.name.strip(),
+            "on_return": one.peer.on_return,
+            "problem": one.problem or None,
+        }
         for kind in ("checkout", "read"):
             figures: list[float] = getattr(one, kind)
             row[f"{kind}_us"] = statistics.median(figures) if figures else None
@@ -382,7 +194,7 @@ def main() -> int:
     everybody = contestants()
     with tempfile.TemporaryDirectory(prefix="sqlitepool-checkout-") as folder:
         path = str(Path(folder, "users.db"))
-        create_database(path)
+        peers.create_database(path)
         measure(everybody, path, rounds, batch_seconds)
     verdicts = judge(everybody)
     if options.json:

@@ -1,0 +1,119 @@
+"""The programs in stress/ say what happened: a thread that starved, one that failed, a target that was missed."""
+
+import importlib
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+STRESS = Path(__file__).parent.parent / "stress"
+SECONDS = 0.1
+
+
+@pytest.fixture(name="load")
+def _load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(STRESS))
+    return importlib.import_module
+
+
+@pytest.fixture(name="crowds")
+def _crowds(load: Any) -> ModuleType:
+    module: ModuleType = load("_crowd")
+    return module
+
+
+class Hog:
+    """Lets whoever comes have it, but the first to come waits from its second time on."""
+
+    def __init__(self) -> None:
+        self.victim: int | None = None
+        self.enough = threading.Event()
+
+    def take(self) -> None:
+        me = threading.get_ident()
+        if self.victim is None:
+            self.victim = me
+        elif self.victim == me:
+            self.enough.wait(SECONDS * 3)
+
+
+@pytest.fixture(name="peer")
+def _peer(load: Any) -> Any:
+    peers = load("_peers")
+
+    def make(pool: object, use: str) -> Any:
+        return peers.Peer("fake", lambda path: pool, use, None, lambda pool: None, "")
+
+    return make
+
+
+def test_a_thread_that_starves_shows_with_the_whole_run(crowds: ModuleType, peer: Any) -> None:
+    result = crowds.crowd(peer(Hog(), "pool.take()\nHOLD"), "", "sleep(0.001)", 3, SECONDS)
+    assert SECONDS * 0.5 < result.longest <= SECONDS
+    assert result.smallest == 0
+    assert result.rate > 0
+    assert result.errors == 0
+
+
+def test_an_error_of_one_thread_is_counted_and_the_others_go_on(crowds: ModuleType, peer: Any) -> None:
+    class Failing:
+        calls = 0
+
+        def take(self) -> None:
+            self.calls += 1
+            if self.calls == 10:
+                raise ValueError("the tenth")
+
+    result = crowds.crowd(peer(Failing(), "pool.take()\nHOLD"), "", "sleep(0.001)", 2, SECONDS)
+    assert (result.errors, result.error) == (1, "ValueError: the tenth")
+    assert result.rate > 20 / SECONDS
+
+
+def test_threads_that_cannot_begin_do_not_keep_the_others_waiting(crowds: ModuleType, peer: Any) -> None:
+    result = crowds.crowd(peer(None, "pool.take()\nHOLD"), "", "pass", 3, SECONDS)
+    assert (result.rate, result.longest) == (0, SECONDS)
+    assert result.errors == 3
+
+
+def test_shares_are_parts_of_an_equal_share(crowds: ModuleType) -> None:
+    tallies = [crowds.Tally(2.0) for _ in range(3)]
+    for tally, served in zip(tallies, (10, 20, 30), strict=True):
+        tally.served, tally.longest = served, served / 1000
+    result = crowds.summary(tallies, 2.0)
+    assert (result.rate, result.longest, result.smallest, result.largest) == (30, 0.03, 0.5, 1.5)
+
+
+@pytest.fixture(name="report")
+def _report(load: Any, crowds: ModuleType) -> Any:
+    reports, peers = load("_contention_report"), load("_peers")
+    report = reports.Report({"python": "3", "gil": True, "sqlite": "3", "cores": 2, "system": "any"}, 2, 1.0)
+    for name, rates in ((peers.OURS, (300, 200)), (peers.SQLALCHEMY, (100, 50)), (peers.LIFO_QUEUE, (100, 400))):
+        results = [crowds.Result(rate=rate, longest=0.05, smallest=1.0, largest=1.0) for rate in rates]
+        report.cells[reports.READ, 16, name] = results
+    return report
+
+
+def test_a_ratio_is_the_median_of_the_ratios_within_a_round(load: Any, report: Any) -> None:
+    reports, peers = load("_contention_report"), load("_peers")
+    assert reports.ratio(report, reports.READ, 16, peers.SQLALCHEMY) == 3.5
+    assert reports.ratio(report, reports.READ, 16, peers.LIFO_QUEUE) == 1.75
+    assert reports.ratio(report, reports.READ, 16, peers.PEEWEE) is None
+
+
+def test_targets_are_met_missed_or_not_measured(load: Any, report: Any) -> None:
+    verdicts = {verdict.target: verdict for verdict in load("_contention_report").judge(report)}
+    assert verdicts["point reads, 16 threads: times SQLAlchemy"].said() == "ok"
+    assert verdicts["point reads, 64 threads: times SQLAlchemy"].said() == "not measured"
+    report.equal_share[load("_peers").OURS] = load("_crowd").Result(1, 0.1, 0.7, 1.1)
+    said = {verdict.target: verdict.said() for verdict in load("_contention_report").judge(report)}
+    assert said["1 ms of work, 64 threads: smallest share"] == "MISSED"
+    assert said["1 ms of work, 64 threads: largest share"] == "ok"
+
+
+def test_figures_that_were_saved_give_the_same_tables(load: Any, report: Any) -> None:
+    reports = load("_contention_report")
+    again = reports.Report.from_json(report.as_json())
+    assert reports.as_text(again) == reports.as_text(report)
+    assert reports.as_markdown(again) == reports.as_markdown(report)
