@@ -61,20 +61,16 @@ class Books(Generic[T]):
         """Work out anew what the quick way may do without asking, and wake the longest waiter if there is something for
         it, unless a wake-up is under way already. To be called after each change of the books.
         """
-        line, size, most = self._line, len(self._slots), self._max_size
-        head = line.head()
-        if self._closed or size > most:
+        line, size = self._line, len(self._slots)
+        if self._closed or size > self._max_size:
             self._attention = True
             self._quiet_until = -NEVER
-        elif head is None:
-            self._attention = False
-            self._quiet_until = self._tend_at
-        else:
-            self._attention = True
-            overdue, tend = line.overdue_at, self._tend_at
-            self._quiet_until = overdue if overdue < tend else tend
-            if line.woken is None and (self._idle or size < most):
-                line.wake(head)
+            return
+        self._attention = len(line) > 0
+        overdue, tend = line.overdue_at, self._tend_at
+        self._quiet_until = overdue if overdue < tend else tend
+        if self._attention and line.woken is None and (self._idle or size < self._max_size):
+            line.wake_head()
 
     # -- asking for an item
 
@@ -124,20 +120,16 @@ class Books(Generic[T]):
         waiter.given = self._claim(waiter.since)
         if waiter.given is not None:
             return
-        if self._line_is_full():
+        line, most = self._line, self._limits.max_waiting
+        if most is not None and len(line) >= most:
             raise PoolFull(f"{self._state()}: as many callers wait already as max_waiting allows")
         if seconds <= 0:
             raise self._timed_out(waiter.since, started)
-        line = self._line
         line.join(waiter)
         self._attention = True  # from now on, who returns something looks; what was returned before is seen here
         if len(line) == 1 or (self._idle and line.woken is None):
             self._look()
         self._sleep(waiter, seconds)
-
-    def _line_is_full(self) -> bool:
-        most = self._limits.max_waiting
-        return most is not None and len(self._line) >= most
 
     def _sleep(self, waiter: Waiter[Slot[T]], seconds: float) -> None:
         """Have the caller sleep in the line until it is woken, at most for so long; then take what is free for it."""

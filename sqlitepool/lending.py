@@ -103,9 +103,10 @@ class Lending(Books[T]):
         try:
             asleep = now
             left = NEVER if deadline is None else deadline - now
-            if left <= 0 or self._line_is_full():
-                self._reclaim()
-            pause = _PATIENCE + _PATIENCE_FOR_EACH * len(self._line)
+            ahead, most = len(self._line), self._limits.max_waiting
+            if left <= 0 or (most is not None and ahead >= most):
+                self._reclaim()  # before this call is sent away
+            pause = _PATIENCE + _PATIENCE_FOR_EACH * ahead
             locked(self._lock, self._line_up, waiter, started, pause if pause < left else left)
             while waiter.given is None:
                 if waiter.error is not None:
@@ -170,6 +171,11 @@ class Lending(Books[T]):
                 slot.good_until = until if until < slot.expires else slot.expires
                 back, slot = slot, None
                 self._idle.append(back)
+                if self._attention:
+                    self._attend()
+                return
+            back, slot = slot, None
+            self._retire(back)
         except BaseException:
             back = None
             lost, slot = slot, None
@@ -180,10 +186,6 @@ class Lending(Books[T]):
                 self._retire(lost)
             lost = None
             raise
-        if slot is not None:
-            self._retire(slot)
-        elif self._attention:
-            self._attend()
 
     def _take_loan(self, slot: Slot[T], loan: float) -> bool:
         """Take `loan` out of the slot; tell whether it was there. If it was not, the slot may be anybody's."""
@@ -207,7 +209,7 @@ class Lending(Books[T]):
         if self._closed or len(self._slots) > self._max_size:
             self._close_all(locked(self._lock, self._settle))
         elif self._line.woken is None and self._idle:
-            surely(self._lock, self._look)
+            locked(self._lock, self._look)
 
     def _reclaim(self) -> None:
         """Take back what nobody can be using any more."""

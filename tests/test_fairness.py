@@ -7,9 +7,12 @@ from concurrent.futures import Future
 from time import monotonic
 
 import pytest
+import storm
 from pool_support import PATIENCE, Factory, Item, eventually, held, start
+from storm import AnyPool, at_opcode, count_up, interrupt
 
 from sqlitepool import Pool
+from sqlitepool.waiting import Line, Waiter
 
 
 @pytest.fixture
@@ -136,13 +139,13 @@ def test_at_most_one_wake_up_is_under_way(monkeypatch: pytest.MonkeyPatch) -> No
     queue.line_up(3)
     woken = []
     line_class = type(pool._line)
-    wake = line_class.wake
+    wake_head = line_class.wake_head
 
-    def count(line, waiter):  # type: ignore[no-untyped-def]
-        woken.append(waiter)
-        wake(line, waiter)
+    def count(line):  # type: ignore[no-untyped-def]
+        woken.append(line.head())
+        wake_head(line)
 
-    monkeypatch.setattr(line_class, "wake", count)
+    monkeypatch.setattr(line_class, "wake_head", count)
     with pool._lock:
         for item in items:
             pool.release(item)
@@ -203,3 +206,45 @@ def test_an_item_that_returns_between_two_sleeps_of_a_waiter_is_taken_at_once(mo
 
     waiter = start(borrow)
     assert waiter.result(PATIENCE) - returned < 0.3
+
+
+@pytest.mark.parametrize("fairness", [0, 3600])
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.usefixtures("only_wake_ups")
+def test_interrupted_at_any_opcode_of_its_return_a_thread_wakes_who_waits(fairness: float) -> None:
+    """What came back is taken; what was lost by the interruption is found when somebody looks."""
+    for number in count_up():
+        pool: AnyPool = Pool(storm.Item, max_size=1, fairness=fairness)
+        behind: list[Future[Item]] = []
+
+        def borrow(pool: AnyPool = pool, behind: list[Future[Item]] = behind) -> None:
+            with pool.connection():
+                behind.append(start(pool.acquire))
+                eventually(lambda: len(pool._line) == 1)
+
+        seen = at_opcode(number, interrupt, borrow)
+        eventually(lambda pool=pool: not (pool._idle and pool._line))  # type: ignore[misc]
+        pool.stats()
+        if behind:
+            pool.release(behind[0].result(PATIENCE))
+        if seen < number:
+            break
+    assert number > 90, "hardly anything was interrupted"
+
+
+def test_in_a_long_line_the_bound_is_longer_in_proportion() -> None:
+    lock = threading.RLock()
+    line: Line[Item] = Line(2.0)
+    waiters: list[Waiter[Item]] = [Waiter(lock, 100.0) for _ in range(129)]
+    assert line.overdue_at == float("inf")
+    for waiter in waiters:
+        line.join(waiter)
+    assert line.overdue_at == 102.0, "it is worked out when a waiter becomes the first"
+    bounds = []
+    for waiter in waiters:
+        line.leave(waiter)
+        bounds.append(line.overdue_at - 100.0)
+    assert bounds[0] == 4.0, "128 wait"
+    assert bounds[32] == 3.0, "96 wait"
+    assert bounds[64:-1] == [2.0] * 64
+    assert bounds[-1] == float("inf")
