@@ -208,7 +208,7 @@ class Lending(Books[T]):
         """See to what a free slot or a change of the books may have made possible."""
         if self._closed or len(self._slots) > self._max_size:
             self._close_all(locked(self._lock, self._settle))
-        elif self._line.woken is None and self._idle:
+        elif self._line.woken is None and (self._idle or len(self._slots) < self._max_size):
             locked(self._lock, self._look)
 
     def _reclaim(self) -> None:
