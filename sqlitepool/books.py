@@ -74,20 +74,6 @@ class Books(Generic[T]):
 
     # -- asking for an item
 
-    def _claim(self, now: float) -> Slot[T] | None:
-        """Give the caller a slot, or None if it has to wait. There are four cases:
-
-        1. The pool is closed: nobody gets anything.
-        2. Somebody has waited for too long: it is their turn.
-        3. A slot is free: take it.
-        4. There is room for one more: take a new slot, to be opened by the caller (its item is None).
-        """
-        if self._closed:
-            raise PoolClosed(f"{self!r} is closed")
-        if now >= self._line.overdue_at:
-            return None
-        return self._free_slot()
-
     def _free_slot(self) -> Slot[T] | None:
         if len(self._slots) > self._max_size:
             return None
@@ -116,10 +102,20 @@ class Books(Generic[T]):
         return None
 
     def _line_up(self, waiter: Waiter[Slot[T]], started: float, seconds: float) -> None:
-        """Serve the caller if something is free; else have it sleep in the line, if it may wait at all."""
-        waiter.given = self._claim(waiter.since)
-        if waiter.given is not None:
-            return
+        """Serve the caller if something is free, else have it sleep in the line. There are five cases:
+
+        1. The pool is closed: nobody gets anything.
+        2. Somebody has waited for too long: it is their turn, not the caller's.
+        3. A slot is free: take it.
+        4. There is room for one more: take a new slot, to be opened by the caller (its item is None).
+        5. Wait, if the caller may and `max_waiting` allows it.
+        """
+        if self._closed:
+            raise PoolClosed(f"{self!r} is closed")
+        if waiter.since < self._line.overdue_at:
+            waiter.given = self._free_slot()
+            if waiter.given is not None:
+                return
         line, most = self._line, self._limits.max_waiting
         if most is not None and len(line) >= most:
             raise PoolFull(f"{self._state()}: as many callers wait already as max_waiting allows")

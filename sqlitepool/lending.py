@@ -72,8 +72,8 @@ class Lending(Books[T]):
                     fresh, slot = slot, None
                     self._open(fresh, deadline)
                     return fresh
-                idle_for, slot.since = now - slot.since, now
-                if now < slot.good_until or (now < slot.expires and self._is_good(slot, idle_for)):
+                since, slot.since = slot.since, now
+                if now < slot.good_until or (now < slot.expires and self._is_good(slot, now - since)):
                     return slot
                 failed = slot.spoiled
                 bad, slot = slot, None
@@ -201,7 +201,8 @@ class Lending(Books[T]):
         """Say that a loan had ended before: an error, unless the pool itself ended it or this is another process."""
         if current is not None:
             slot.loan.append(current)
-        if slot in self._slots and loan not in self._reclaimed_loans:
+        ended_by_us = any(known is loan for known in list(self._reclaimed_loans))  # two may have begun at the same time
+        if slot in self._slots and not ended_by_us:
             raise ForeignItem(f"{slot.item!r} was returned to {self!r} before the block that it was lent to had ended")
 
     def _attend(self) -> None:

@@ -57,8 +57,8 @@ class Pool(Lending[T]):
         max_idle: an item idle for so many seconds is closed (None: never). Looked at when items are asked for.
         max_lifetime: an item so many seconds old is replaced, less a random part of up to a tenth (None: never).
         fairness: free items may be taken by whoever asks until the longest waiter has waited so many seconds; from then
-            on they are handed to the waiters in order. 0: always in order. While more than 64 wait it counts for
-            longer, in proportion: 4 times with 256 waiters.
+            on they are handed to the waiters in order. 0: always in order. While more than 32 wait it counts for
+            longer, in proportion: twice with 64 waiters.
         reset: called with an item that comes back; if it fails the item is closed, and the failure logged. By default
             `item.rollback()`, if there is such a method.
         check: called with an item that was idle for a second or more before it is lent; if it returns false or fails,

@@ -235,7 +235,7 @@ def test_interrupted_at_any_opcode_of_its_return_a_thread_wakes_who_waits(fairne
 def test_in_a_long_line_the_bound_is_longer_in_proportion() -> None:
     lock = threading.RLock()
     line: Line[Item] = Line(2.0)
-    waiters: list[Waiter[Item]] = [Waiter(lock, 100.0) for _ in range(129)]
+    waiters: list[Waiter[Item]] = [Waiter(lock, 100.0) for _ in range(65)]
     assert line.overdue_at == float("inf")
     for waiter in waiters:
         line.join(waiter)
@@ -244,7 +244,7 @@ def test_in_a_long_line_the_bound_is_longer_in_proportion() -> None:
     for waiter in waiters:
         line.leave(waiter)
         bounds.append(line.overdue_at - 100.0)
-    assert bounds[0] == 4.0, "128 wait"
-    assert bounds[32] == 3.0, "96 wait"
-    assert bounds[64:-1] == [2.0] * 64
+    assert bounds[0] == 4.0, "64 wait"
+    assert bounds[16] == 3.0, "48 wait"
+    assert bounds[32:-1] == [2.0] * 32
     assert bounds[-1] == float("inf")
