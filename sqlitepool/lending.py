@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from time import monotonic
+from time import monotonic, sleep
 from types import EllipsisType
 from typing import TypeVar
 
@@ -36,6 +36,9 @@ T = TypeVar("T")
 _PATIENCE = 0.01
 _PATIENCE_FOR_EACH = 0.001
 MOST_PATIENCE = 1.0
+# Who returns an item that was lent for so long (seconds) lets the woken waiter run first, if it is that one's turn:
+# compared with such a loan the switch is cheap, and the waiter begins the sooner.
+_WORTH_A_SWITCH = 0.0005
 # No more than this share of a lifetime is cut at random, so that items opened together are not all replaced together.
 _JITTER = 0.1
 
@@ -173,6 +176,8 @@ class Lending(Books[T]):
                 self._idle.append(back)
                 if self._attention:
                     self._attend()
+                    if now - loan >= _WORTH_A_SWITCH and now >= self._line.overdue_at:
+                        sleep(0)
                 return
             back, slot = slot, None
             self._retire(back)

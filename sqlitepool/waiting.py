@@ -11,8 +11,8 @@ served or not, wakes the next if there is something for it (`Books._look`). To w
 not all for whom there is something, is what keeps a crowded pool fast: the threads of CPython take turns, and each that
 is awake slows all others down.
 
-To serve everybody once in order takes 30 to 50 us a waiter for the switches alone. In a line so long that this takes all
-of `fairness` nobody could ever barge, so for more than 32 waiters the bound grows with the line.
+To serve everybody once in order takes 30 to 50 us a waiter for the switches alone. In a line so long that this takes
+all of `fairness` nobody could ever barge, so for more than 32 waiters the bound grows with the line.
 """
 
 from __future__ import annotations
