@@ -202,8 +202,10 @@ class ConnectionPool(Pool[T]):
 
     def _create(self, slot: Slot[T], deadline: float | None) -> T:
         file = self._file
-        if file is not None and file.left:
-            self._enter_file(file)
+        if file is not None:
+            file.hold_inherited_locks()
+            if file.left:
+                self._enter_file(file)
         if self._target.memory and self._anchor is None:
             anchor = self._connect(deadline)
             if not locked(self._lock, self._keep_anchor, anchor):
@@ -296,6 +298,8 @@ class ConnectionPool(Pool[T]):
 
     def _abandon(self, slot: Slot[T]) -> None:
         if slot.item is not None:
+            if self._file is not None:
+                self._file.inherit()
             conn = slot.base
             for thing in (slot.item, conn, *open_handles(conn)):
                 fork.keep_forever(thing)

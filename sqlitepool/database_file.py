@@ -10,8 +10,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+
+from sqlitepool.errors import PoolError
+
+try:
+    import fcntl
+except ImportError:  # Windows, which has no fork either
+    fcntl = None  # type: ignore[assignment]
 
 _FileId = tuple[int, int]
+
+# Where SQLite locks what, as (start, length): https://www.sqlite.org/fileformat2.html and walformat.html, "locks".
+_SHARED_LOCK = (0x40000002, 510)  # in the database: it is in use
+_READ_LOCKS = (123, 6)  # in the -shm: a reader needs this part of the journal, and the -shm itself is in use
+# How long to wait, in seconds, for another process that has just these locks to itself, as a checkpoint has.
+_PATIENCE = 5.0
+
+# Files that were open when this process was forked: not opened here yet, and opened since.
+_inherited: set[_FileId] = set()
+_guarded: set[_FileId] = set()
 
 
 class DatabaseFile:
@@ -46,6 +64,39 @@ class DatabaseFile:
             return None
         return "deleted" if found is None else "replaced"
 
+    def inherit(self) -> None:
+        """In a forked child: note that connections to the file were open when it was forked."""
+        if self._file is not None:
+            _inherited.add(self._file)
+        _inherited.update(_guarded)
+        _guarded.clear()
+
+    def hold_inherited_locks(self) -> None:
+        """In a forked child: take the locks on the file that SQLite believes to have. Before a connection is opened.
+
+        SQLite counts the locks of a process in its memory, which a child inherits; the locks themselves it does not. A
+        connection opened in the child finds them counted already, and takes none. For other processes it is not there:
+        they would delete the `-wal` that it writes to. So what may be missing is taken here, for the life of the child.
+        What this costs: as long as the child lives, the `-wal` is neither deleted nor begun anew. A right to write that
+        the parent had at that moment stays taken in the child, whose writes meet "database is locked". Without a `-wal`
+        nothing is done: SQLite then has a lock only while it reads or writes.
+
+        Raises:
+            PoolError: another process keeps the locks to itself.
+        """
+        if not _inherited or fcntl is None:
+            return
+        path = os.path.realpath(self.path)
+        file = _identify(path)
+        if file is None or file not in _inherited:
+            return
+        if _identify(f"{path}-shm") is not None:
+            for name, (start, length) in ((path, _SHARED_LOCK), (f"{path}-shm", _READ_LOCKS)):
+                # never closed: that would drop every lock of this process on the file
+                _lock(os.open(name, os.O_RDONLY | os.O_CLOEXEC), start, length, path)
+        _guarded.add(file)
+        _inherited.discard(file)
+
     def set_journal_aside(self) -> str | None:
         """Rename what is left of the old file's journal, and return its new path, None if there was none.
 
@@ -70,3 +121,17 @@ def _identify(path: str) -> _FileId | None:
     except FileNotFoundError:
         return None
     return status.st_dev, status.st_ino
+
+
+def _lock(descriptor: int, start: int, length: int, path: str) -> None:
+    """Take a shared lock."""
+    for _ in range(int(_PATIENCE * 1000)):
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB, length, start)
+            return
+        except OSError:
+            time.sleep(0.001)
+    raise PoolError(
+        f"{path} was open when this process was forked, and another process keeps it from being opened safely here: "
+        "fork before the first use of the pool"
+    )

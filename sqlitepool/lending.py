@@ -101,35 +101,43 @@ class Lending(Books[T]):
             fork.start_anew()
 
     def _wait(self, now: float, started: float, deadline: float | None) -> Slot[T]:
-        """Take a slot, or wait in the line for one. Now and then, and before giving up, see if that can ever end."""
+        """Take a slot, or wait in the line for one."""
         waiter: Waiter[Slot[T]] = Waiter(self._lock, now)
         try:
-            asleep = now
-            left = NEVER if deadline is None else deadline - now
-            ahead, most = len(self._line), self._limits.max_waiting
-            if left <= 0 or (most is not None and ahead >= most):
-                self._reclaim()  # before this call is sent away
-            pause = _PATIENCE + _PATIENCE_FOR_EACH * ahead
-            locked(self._lock, self._line_up, waiter, started, pause if pause < left else left)
-            while waiter.given is None:
-                if waiter.error is not None:
-                    raise waiter.take_error()
-                if monotonic() - asleep >= min(pause, left):
-                    self._reclaim()
-                    locked(self._lock, self._break_deadlock)
-                    if left <= pause:
-                        locked(self._lock, self._give_up, waiter, started)
-                    pause = min(pause * 2, MOST_PATIENCE)
-                asleep = monotonic()
-                left = NEVER if deadline is None else deadline - asleep
-                if left > 0:
-                    locked(self._lock, self._sleep, waiter, min(pause, left))
+            self._wait_as(waiter, started, deadline)
             slot, waiter.given = waiter.given, None
+            assert slot is not None
             return slot
         except BaseException:
             surely(self._lock, self._leave, waiter)
             self._attend()
             raise
+
+    def _wait_as(self, waiter: Waiter[Slot[T]], started: float, deadline: float | None) -> None:
+        """Wait until `waiter` was given a slot. Now and then, and before giving up, see if that can ever end.
+
+        A function of its own, because in CPython 3.13 the jump back of a loop is outside of the `try` around it.
+        """
+        asleep = waiter.since
+        left = NEVER if deadline is None else deadline - asleep
+        ahead, most = len(self._line), self._limits.max_waiting
+        if left <= 0 or (most is not None and ahead >= most):
+            self._reclaim()  # before this call is sent away
+        pause = _PATIENCE + _PATIENCE_FOR_EACH * ahead
+        locked(self._lock, self._line_up, waiter, started, pause if pause < left else left)
+        while waiter.given is None:
+            if waiter.error is not None:
+                raise waiter.take_error()
+            if monotonic() - asleep >= min(pause, left):
+                self._reclaim()
+                locked(self._lock, self._break_deadlock)
+                if left <= pause:
+                    locked(self._lock, self._give_up, waiter, started)
+                pause = min(pause * 2, MOST_PATIENCE)
+            asleep = monotonic()
+            left = NEVER if deadline is None else deadline - asleep
+            if left > 0:
+                locked(self._lock, self._sleep, waiter, min(pause, left))
 
     def _undo_checkout(self, slot: Slot[T]) -> None:
         """Take back a slot whose checkout was interrupted: its borrower has never seen the item."""

@@ -323,6 +323,7 @@ class Pool(Lending[T]):
         """In a forked child: leave all that was inherited alone for ever, and begin with empty books."""
         for slot in list(self._slots):
             self._abandon(slot)
+            fork.keep_forever(slot.borrower)  # to let go of a thread of the parent can crash (CPython 3.13)
             slot.condemn()
             slot.loan.clear()
         closed = self._closed
