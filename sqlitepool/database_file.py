@@ -125,6 +125,7 @@ def _identify(path: str) -> _FileId | None:
 
 def _lock(descriptor: int, start: int, length: int, path: str) -> None:
     """Take a shared lock."""
+    assert fcntl is not None
     for _ in range(int(_PATIENCE * 1000)):
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB, length, start)
