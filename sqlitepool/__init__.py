@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from sqlitepool.connection_pool import ConnectionPool
+from sqlitepool.database import Database, WriteResult
 from sqlitepool.errors import (
     FileReplaced,
     ForeignItem,
@@ -15,7 +16,7 @@ from sqlitepool.errors import (
     WriteTimeout,
 )
 from sqlitepool.pool import Pool
-from sqlitepool.stats import Durations, LeaseInfo, PoolStats
+from sqlitepool.stats import DatabaseStats, Durations, LeaseInfo, PoolStats
 from sqlitepool.tracking import Connection
 
 try:
@@ -26,6 +27,8 @@ except PackageNotFoundError:  # run from a checkout that is not installed
 __all__ = [
     "Connection",
     "ConnectionPool",
+    "Database",
+    "DatabaseStats",
     "Durations",
     "FileReplaced",
     "ForeignItem",
@@ -38,5 +41,6 @@ __all__ = [
     "PoolStats",
     "PoolTimeout",
     "QueryTimeout",
+    "WriteResult",
     "WriteTimeout",
 ]

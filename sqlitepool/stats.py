@@ -189,3 +189,39 @@ class LeaseInfo:
 
     def __str__(self) -> str:
         return f"thread {self.thread_name!r} for {self.age:.3f} s, taken at {self.where}"
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseStats:
+    """A `Database` at one moment.
+
+    Attributes:
+        name: the name of the database.
+        readers: the pool of the readers.
+        commits: how many transactions were committed.
+        batches: how many of those were group commits (`run_write`, `submit`, `execute_write`, `executemany_write`).
+        jobs: how many jobs were committed in them.
+        queued: how many jobs wait in the queue.
+        wait_seconds: how long each transaction waited for the right to write, from its call on.
+        job_wait_seconds: how long each job waited to be run, from its call on.
+        gate_waiting: how many threads of this process wait for the right to write to this file.
+        holder: who in this process has the right to write, None if nobody has. Also says its last statement.
+        wal_bytes: the size of the write-ahead log, 0 where there is none.
+    """
+
+    name: str
+    readers: PoolStats
+    commits: int
+    batches: int
+    jobs: int
+    queued: int
+    wait_seconds: Durations
+    job_wait_seconds: Durations
+    gate_waiting: int
+    holder: LeaseInfo | None
+    wal_bytes: int
+
+    @property
+    def mean_batch(self) -> float:
+        """How many jobs a group commit had on average; 0.0 before the first."""
+        return self.jobs / self.batches if self.batches else 0.0

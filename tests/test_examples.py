@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 SHOWS = {
+    "one_writer_many_readers.py": ["800 transfers asked for", "the sums that the readers saw: {10000}"],
     "threaded_server.py": ["100 entries in the guest book", "connections served 101 threads"],
     "user_database.py": ["wrap=UserDatabase: 200 users", "Pool(lambda: ...): 400 users"],
 }

@@ -1,0 +1,132 @@
+"""The lock between processes behind the write gate: two files beside the database, and `flock` on both.
+
+`flock` alone is not fair: who lets go and asks again at once is quicker than the one that has to wake up. So there are
+two locks, as where one person is served at a time and the next stands at the line on the floor:
+
+- the lock itself (`app.db-gate`): who has it may write;
+- the queue (`app.db-gate-queue`): who waits in earnest has it, and waits for the lock with it. So only one process at a
+  time waits for the lock, nobody else can get at it, and it is theirs as soon as it is free. They let go of the queue
+  when they have the lock; the others wait for the queue meanwhile, the one that has just let go of the lock among them.
+
+The kernel lets go for a process that is killed. The database file itself is never opened: closing that descriptor
+would drop SQLite's own locks on it (https://www.sqlite.org/howtocorrupt.html, section 2.2). The two files are empty,
+stay when all are done, and may be deleted at any time: what depends on them is who comes first, never the safety of the
+data, which SQLite's own locks see to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import time
+
+if sys.platform == "win32":
+    LOCK_EX, LOCK_NB, LOCK_UN = 2, 4, 8
+
+    def flock(fd: int, operation: int, /) -> None:
+        """Stand in for `fcntl.flock`."""
+        raise OSError(errno.ENOTSUP, "this platform has no flock")
+else:
+    from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
+
+# Who is first in the queue sleeps so long (seconds) before it tries, tries again, and blocks in `flock`. A process that
+# has just come in can make many turns of it meanwhile (`process_gate._SLICE`), and each change of process costs as much
+# as some turns do. If it makes none, the second in line has slept for little longer than it would have had to anyway.
+_PAUSES = (0.002, 0.005, 0.011)
+_TRY = LOCK_EX | LOCK_NB
+_OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+
+class FileLock:
+    """The lock between processes for one database file. For one thread at a time; `Gate` sees to that.
+
+    All but the constructor raise `OSError` where the file system has no `flock`, or the files cannot be made.
+
+    Args:
+        database: the path of the database file, which must exist.
+    """
+
+    _lock = _queue = -1
+
+    def __init__(self, database: str) -> None:
+        self._database = os.path.realpath(database)
+
+    def open(self) -> None:
+        """Open the two files, making them where they do not exist."""
+        self.close()
+        self._queue = _open(f"{self._database}-gate-queue", self._database)
+        self._lock = _open(f"{self._database}-gate", self._database)
+
+    def close(self) -> None:
+        """Close the files. Lets go of the lock, unless a forked child has the same open files: there it stays as it is.
+
+        A child must do this, and never `unlock`: that would be done to the parent's lock, which is the same.
+        """
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
+        queue, self._queue = self._queue, -1
+        if queue >= 0:
+            os.close(queue)
+
+    __del__ = close
+
+    def try_to_queue(self) -> bool:
+        """Take the lock if it is free and no other process waits for it in earnest; tell whether it was taken."""
+        if os.fstat(self._lock).st_nlink == 0 or os.fstat(self._queue).st_nlink == 0:
+            self.open()  # somebody deleted the files: the other processes are about to use new ones
+        try:
+            flock(self._queue, _TRY)
+        except BlockingIOError:
+            return False
+        try:
+            return self.try_to_barge()
+        finally:
+            flock(self._queue, LOCK_UN)
+
+    def try_to_barge(self) -> bool:
+        """Take the lock if it is free, even if others wait for it; tell whether it was taken."""
+        try:
+            flock(self._lock, _TRY)
+        except BlockingIOError:
+            return False
+        return True
+
+    def wait(self) -> None:
+        """Wait in the queue for the lock, for as long as it takes."""
+        flock(self._queue, LOCK_EX)
+        try:
+            for pause in _PAUSES:
+                time.sleep(pause)
+                if self.try_to_barge():
+                    return
+            flock(self._lock, LOCK_EX)
+        finally:
+            flock(self._queue, LOCK_UN)
+
+    def unlock(self) -> None:
+        """Let go of the lock; does nothing if we do not have it."""
+        if self._lock >= 0:
+            flock(self._lock, LOCK_UN)
+
+
+def _open(path: str, database: str) -> int:
+    """Open a lock file. A new one gets the rights of the database: who may write there must come through the gate."""
+    try:
+        return os.open(path, os.O_RDWR | _OPEN_FLAGS)
+    except FileNotFoundError:
+        pass
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | _OPEN_FLAGS)  # enough for flock on local file systems
+    status = os.stat(database)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN_FLAGS, status.st_mode & 0o666)
+    except FileExistsError:  # another process was quicker
+        return os.open(path, os.O_RDWR | _OPEN_FLAGS)
+    with contextlib.suppress(OSError, AttributeError):  # not ours to give, or a platform without it
+        os.fchmod(descriptor, status.st_mode & 0o666)
+        if os.geteuid() == 0:
+            os.fchown(descriptor, status.st_uid, status.st_gid)
+    return descriptor

@@ -1,0 +1,319 @@
+"""Group commit: one transaction, and one wait for the disk, for the work of many.
+
+Who calls `run` puts a job into the queue. If nobody leads, the caller leads: it takes the right to write and the
+connection, begins a transaction, runs job after job, each in a savepoint, commits, and only then tells the callers. The
+others sleep, one lock each, and are woken once, when their job is done. It is the bus instead of so many cars: who
+comes while it stands at the stop gets on, and it leaves after a bounded time, full or not.
+
+The rules, each in one function of `GroupCommit`:
+
+1. While anything is queued, somebody leads: the thread of the job that is first in the queue, or, where that one was
+   submitted and no thread waits for it, the background thread (`_appoint`).
+2. A leader runs batches until its own job is done. No batch has more than `_MOST_JOBS` jobs or takes new ones after
+   `_LONGEST_BATCH` seconds (`_claim`).
+3. A job is done when its transaction is committed, or when it has failed and what it saw was committed (`_settle`).
+4. What was not committed is run again: alone, if COMMIT failed, so that each gets its own error (`_requeue`).
+5. Who is interrupted gets the exception; the others' jobs go back to the head of the queue, or are done if they were
+   committed (`_lead`).
+6. Futures are resolved by the background thread (and by `close()`), because the lock inside of a `Future` does not
+   survive an exception from a signal handler (`_resolve`).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from time import monotonic
+from types import FrameType
+from typing import Any
+
+from sqlitepool import fork
+from sqlitepool.errors import PoolTimeout, WriteTimeout
+from sqlitepool.fork import same_process
+from sqlitepool.group_queue import GroupQueue
+from sqlitepool.job import Job, WriteFuture
+from sqlitepool.stats import MOST_PENDING, Tally
+from sqlitepool.transaction import Transaction
+from sqlitepool.waiting import locked, surely
+from sqlitepool.writer import Place, Writer, time_left
+from sqlitepool.writing_connection import CAN_REFUSE, lost
+
+# Where a job could commit by itself and not be noticed, each is committed alone.
+_MOST_JOBS = 1000 if CAN_REFUSE else 1
+_LONGEST_BATCH = 0.01
+# A waiter looks this often (seconds) whether it was forgotten.
+_PATIENCE = 1.0
+
+
+class GroupCommit(GroupQueue):
+    """Runs jobs in group commits, for one `Database`. The arguments are those of `GroupQueue`.
+
+    Attributes:
+        batches: how many group commits there were.
+        jobs: how many jobs were committed in them.
+        waits: how long each job waited to be run.
+    """
+
+    def __init__(self, writer: Writer, max_queue: int, name: str) -> None:
+        super().__init__(writer, max_queue, name)
+        self.jobs = 0
+        self.batches = 0
+        self.waits = Tally()
+
+    # -- what `Database` calls
+
+    def run(self, job: Job, frame: FrameType) -> Any:
+        """Run a job for the caller in `frame`; return what its function returned, after the COMMIT."""
+        job.frame = frame
+        try:
+            if not same_process[0]:
+                fork.start_anew()
+            locked(self._lock, self._admit, job)
+            while not job.is_done:
+                if self._leader is job or (self._thread_leads and self._stands_in()):
+                    self._lead(job)
+                else:
+                    self._follow(job)
+        except BaseException as error:
+            taken_back = surely(self._lock, self._drop, job)
+            if not isinstance(error, Exception) and not job.is_done:
+                said = "has not been begun" if taken_back else "goes on in another thread, and may yet be committed"
+                error.add_note(f"sqlitepool: the write of this call {said}")
+            raise
+        finally:
+            job.frame = None
+        return job.outcome()
+
+    def submit(self, job: Job) -> Future[Any]:
+        """Queue a job for whoever leads next, and return its future."""
+        if not same_process[0]:
+            fork.start_anew()
+        job.future = future = WriteFuture(lambda: locked(self._lock, self._take_back, job))
+        try:
+            locked(self._lock, self._admit, job)
+        except BaseException:
+            surely(self._lock, self._drop, job)
+            raise
+        return future
+
+    def flush(self, deadline: float | None) -> bool:
+        """Wait until nothing is queued or under way; tell whether that was so before the deadline."""
+        if not same_process[0]:
+            fork.start_anew()
+        while not locked(self._lock, self._is_at_rest):
+            left = time_left(deadline)
+            if left == 0:
+                return False
+            locked(self._lock, self._wait_for_rest, _PATIENCE if left is None else min(left, _PATIENCE))
+        return True
+
+    def end(self) -> None:
+        """Let the background thread end, once all futures are done."""
+        locked(self._lock, self._end)
+
+    def abandon(self, error: Callable[[], BaseException]) -> None:
+        """Fail all that is queued."""
+        for job in locked(self._lock, self._empty):
+            job.error = error()
+            surely(self._lock, self._settle, [job])
+            job.ring()
+        self._resolve()  # the background thread may be waiting for the right to write
+
+    @property
+    def queued(self) -> int:
+        """How many jobs wait to be run."""
+        return len(self._queue)
+
+    # -- waiting
+
+    def _follow(self, job: Job) -> None:
+        """Sleep until the job is done, or its thread is to lead, or the time is up."""
+        wake = job.wake
+        assert wake is not None
+        left = time_left(job.deadline)
+        if wake.acquire(timeout=_PATIENCE if left is None else min(left, _PATIENCE)):
+            return
+        if left is not None and left <= _PATIENCE and locked(self._lock, self._take_back, job):
+            raise WriteTimeout(
+                f"the write was not begun in {monotonic() - job.since:.3f} s, with {len(self._queue)} others in the "
+                f"queue of {self._name!r}. {self._holder()}"
+            )
+        if left == 0:  # it is under way, and nothing can take it back
+            wake.acquire(timeout=_PATIENCE)
+
+    def _stands_in(self) -> bool:
+        """Tell whether this is the background thread, in a callback, and it is its turn to lead."""
+        return self._thread_leads and threading.current_thread() is self._thread
+
+    # -- leading
+
+    def _lead(self, own: Job) -> None:
+        """Run one batch on behalf of `own`. If it cannot even be begun, that is the error of `own`."""
+        batch: list[Job] = []
+        transaction = Transaction(self._writer)
+        try:
+            self._run_batch(transaction, batch, own)
+        except BaseException as interruption:
+            committed = bool(batch) and transaction.was_committed(interruption)
+            transaction.end()
+            self._interrupted(batch, own, committed, interruption)
+            raise
+
+    def _run_batch(self, transaction: Transaction, batch: list[Job], own: Job | None) -> None:
+        """Run a batch, commit it, and say so. Without `own` it is for the job at the head of the queue."""
+        on_behalf = own if own is not None else locked(self._lock, self._head)
+        if on_behalf is None:
+            self._finish([], None)
+            return
+        try:
+            frame = sys._getframe()
+            transaction.begin(on_behalf.timeout, on_behalf.since, on_behalf.frame or frame, Place(frame, True))
+        except Exception as error:
+            if locked(self._lock, self._take_back_failed, on_behalf):
+                on_behalf.error = error
+                batch.append(on_behalf)
+                surely(self._lock, self._settle, batch)
+            transaction.end()
+            self._finish(batch, own)
+            return
+        failed = self._fill(transaction, batch, own)
+        alone = False
+        if failed is None and batch:
+            try:
+                transaction.commit()
+            except (sqlite3.Error, PoolTimeout) as error:
+                if not transaction.is_committed:
+                    alone = True
+                    if len(batch) == 1:
+                        failed = batch[0]
+                        failed.error = error
+        transaction.end()
+        if transaction.is_committed:
+            self.jobs += len(batch)
+            self.batches += 1
+        else:
+            if failed is not None:
+                surely(self._lock, self._settle, [failed])
+            surely(self._lock, self._requeue, batch, alone)
+        self._finish(batch if transaction.is_committed else [failed] if failed is not None else [], own)
+
+    def _fill(self, transaction: Transaction, batch: list[Job], own: Job | None) -> Job | None:
+        """Run job after job. Return the one that lost the whole transaction, if one did."""
+        until = monotonic() + _LONGEST_BATCH
+        while len(batch) < _MOST_JOBS and self._queue:
+            job = locked(self._lock, self._claim, batch, own)
+            if job is None:
+                return None
+            if not self._run_job(transaction, job, len(batch) > 1, own):
+                return job
+            if monotonic() >= until:
+                return None
+        return None
+
+    def _run_job(self, transaction: Transaction, job: Job, save: bool, own: Job | None) -> bool:
+        """Run one job; tell whether the transaction goes on. The first of a batch needs no savepoint of its own."""
+        conn = transaction.conn
+        saved = False
+        self.waits.append(monotonic() - job.since)
+        if len(self.waits) > MOST_PENDING:
+            self.waits = self.waits.folded()
+        try:
+            if save and not job.is_atomic:
+                transaction.save()
+                saved = True
+            job.result = job.function(conn, *job.args)
+            if transaction.is_lost:
+                raise lost()
+            if len(transaction.blocks) != 1:
+                raise RuntimeError("the function ended before a write block that it had begun")
+            if saved:
+                transaction.release()
+            return True
+        except Exception as error:
+            job.error = error
+        except BaseException as error:
+            if own is not None:
+                job.at_home = job.alone = True
+                raise
+            job.error = error
+        job.result = None
+        del transaction.blocks[1:]
+        if transaction.is_lost:
+            return False
+        try:
+            if saved:
+                transaction.undo()
+            elif not job.is_atomic:
+                transaction.begin_again()
+        except (sqlite3.Error, PoolTimeout):
+            transaction.break_up()
+            return False
+        return True
+
+    def _finish(self, done: list[Job], own: Job | None) -> None:
+        """Tell the callers, and pass on the lead."""
+        surely(self._lock, self._pass_on, done, own)
+        for job in done:
+            job.ring()
+
+    def _interrupted(self, batch: list[Job], own: Job, committed: bool, interruption: BaseException) -> None:
+        """See to the others' jobs when a leader was interrupted."""
+        is_own = own in batch or own.is_done
+        if committed:
+            surely(self._lock, self._settle, batch)
+        else:
+            surely(self._lock, self._requeue, [job for job in batch if job is not own], False)
+        own.is_done = True
+        surely(self._lock, self._pass_on, [], own)
+        for job in batch:
+            if job is not own and job.is_done:
+                job.ring()
+        if is_own:
+            said = "has been committed" if committed else "has not been committed"
+            interruption.add_note(f"sqlitepool: the write of this call {said}")
+
+    # -- the background thread
+
+    def _serve(self) -> None:
+        """Lead for submitted jobs when nobody else does, and resolve futures."""
+        while locked(self._lock, self._await_work):
+            self._resolve()
+            while self._thread_leads:
+                self._run_for_nobody()
+                self._resolve()
+
+    def _run_for_nobody(self) -> None:
+        batch: list[Job] = []
+        transaction = Transaction(self._writer)
+        try:
+            self._run_batch(transaction, batch, None)
+        except BaseException as error:  # nobody would see it; the job that is first in line does
+            transaction.end()
+            surely(self._lock, self._requeue, batch, False)
+            head = locked(self._lock, self._head)
+            if head is not None and locked(self._lock, self._take_back_failed, head):
+                head.error = error
+                self._finish([head], None)
+            else:
+                surely(self._lock, self._appoint)
+
+    def _resolve(self) -> None:
+        """Give the futures of settled jobs their results, in order."""
+        while True:
+            try:
+                job = self._settled.popleft()
+            except IndexError:
+                return
+            future = job.future
+            assert future is not None
+            future._take_back = None
+            if future.set_running_or_notify_cancel():
+                if job.error is not None:
+                    future.set_exception(job.error)
+                else:
+                    future.set_result(job.result)
+            job.error = job.result = None
+            locked(self._lock, self._note_resolved, job)

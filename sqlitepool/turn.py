@@ -1,0 +1,206 @@
+"""One turn at the write gate, and the token that whoever has the turn holds.
+
+There is one token for each gate, and who has it may write. It is either in `Gate._free`, a list, whose `append` and
+`pop` are single steps for all threads, or in somebody's hands. While nothing out of the ordinary is going on
+(`Gate._quick_until`), to take a turn and to end it is one such step each, and one call of `flock`.
+
+How nothing is lost. A call that is interrupted gives back the token that it has. Where it cannot, because the exception
+came between two steps, the token dies with the last reference to it; the gate is told by a weak reference, and makes a
+new one. So a turn that was forgotten ends by itself, too.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from itertools import islice
+from threading import get_ident
+from time import monotonic
+from types import CodeType, FrameType, TracebackType
+from typing import TYPE_CHECKING
+
+from sqlitepool import fork
+from sqlitepool.fork import same_process
+from sqlitepool.limits import NEVER
+from sqlitepool.stats import LeaseInfo
+
+if TYPE_CHECKING:
+    from sqlitepool.gate import Gate
+
+_frame = sys._getframe
+_thread = threading.current_thread
+
+
+@dataclass(frozen=True, slots=True)
+class GateHolder(LeaseInfo):
+    """Who has the right to write: see `LeaseInfo`.
+
+    Attributes:
+        last_sql: the statement that was begun last, None if that is not known.
+    """
+
+    last_sql: str | None
+
+    def __str__(self) -> str:
+        said = f"thread {self.thread_name!r} for {self.age:.3f} s, taken at {self.where}"
+        return said if self.last_sql is None else f"{said}, last statement {self.last_sql!r}"
+
+
+class Token:
+    """The right to write. Who has it in hands is the only one to touch it, and the gate's file lock.
+
+    Attributes:
+        has_file: the file lock is ours. While the token is free, this is so only if a waiter is on its way to it.
+        slice_ends: until this monotonic time the process may take the file lock past the queue.
+        since: the monotonic time at which the turn began, 0.0 while there is none.
+        thread_name, thread_id, code, instruction: who began it, and where. Not the `Thread`: in a child of a fork that
+            Python does not know of, CPython 3.13 crashes when the object of a thread of the parent is dropped.
+        last_sql: what `Turn.note_sql` was told.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "code",
+        "has_file",
+        "instruction",
+        "last_sql",
+        "since",
+        "slice_ends",
+        "thread_id",
+        "thread_name",
+    )
+
+    def __init__(self) -> None:
+        self.has_file = False
+        self.slice_ends = -NEVER
+        self.since = 0.0
+        self.thread_name = ""
+        self.thread_id = 0
+        self.code: CodeType | None = None
+        self.instruction = 0
+        self.last_sql: str | None = None
+
+    def describe(self) -> GateHolder | None:
+        """Tell who has a turn; None if nobody has."""
+        code, since = self.code, self.since
+        if not since or code is None:
+            return None
+        age = monotonic() - since
+        position = next(islice(code.co_positions(), self.instruction // 2, None), (None,))
+        where = f"{code.co_filename}:{position[0] or code.co_firstlineno} in {code.co_qualname}"
+        return GateHolder(self.thread_name, self.thread_id, time.time() - age, age, where, self.last_sql)
+
+
+class Turn:
+    """One turn at the gate: `with gate.turn(deadline):`. Made by `Gate.turn`.
+
+    The turn is the owner, not the thread: another thread may end it. Where a block does not fit:
+
+        turn = gate.turn(deadline)
+        try:
+            turn.enter()
+            ...
+        finally:
+            turn.leave()
+    """
+
+    __slots__ = ("_deadline", "_gate", "_token")
+
+    def __init__(self, gate: Gate, deadline: float | None) -> None:
+        self._gate = gate
+        self._deadline = deadline
+        self._token: Token | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """This turn has the right to write."""
+        token = self._token
+        return token is not None and self._gate._knows(token)
+
+    def note_sql(self, sql: str) -> None:
+        """Have those who wait in vain for this turn to end read what it was doing."""
+        if self._token is not None:
+            self._token.last_sql = sql
+
+    def enter(self, frame: FrameType | None = None) -> None:
+        """Wait for the right to write, and take it.
+
+        Args:
+            frame: who is named as the one that has it; the caller by default.
+
+        Raises:
+            WriteTimeout: it could not be had before the deadline. Names the holder if it is in this process.
+            RuntimeError: this turn has it already.
+        """
+        if self._token is not None:
+            raise RuntimeError("this turn has the right to write already: call gate.turn() once for each")
+        gate = self._gate
+        token: Token | None = None
+        back: Token | None
+        try:
+            now = monotonic()
+            if now < gate._quick_until and same_process[0]:
+                try:
+                    token = gate._free.pop()
+                except IndexError:
+                    pass
+                else:
+                    if not gate._take_file(token, now):
+                        back, token = token, None
+                        gate._free.append(back)
+                        back = None
+            if token is None:
+                token = gate._wait(self._deadline)
+                now = monotonic()
+            if frame is None:
+                frame = _frame(1)
+            token.thread_name = _thread().name
+            token.thread_id = get_ident()
+            token.code = frame.f_code
+            token.instruction = frame.f_lasti
+            token.since = now
+            self._token = token
+        except BaseException:
+            self._token = back = None
+            lost, token = token, None
+            gate._undo(lost)
+            raise
+
+    def leave(self) -> None:
+        """Give the right to write back, if this turn has it."""
+        gate = self._gate
+        token: Token | None = None
+        back: Token | None
+        try:
+            if not same_process[0]:
+                fork.start_anew()
+            token, self._token = self._token, None
+            if token is None or not gate._knows(token):
+                return
+            token.since = 0.0
+            token.last_sql = None
+            attention = gate._quick_until < NEVER
+            if token.has_file and (not attention or monotonic() >= token.slice_ends):
+                gate._leave_file(token)
+            back, token = token, None
+            gate._free.append(back)
+            back = None
+            # who is on the way to the gate, or looks there soon, finds the token without our help
+            if gate._quick_until < NEVER and gate._woken is None and monotonic() >= gate._rests_until:
+                gate._attend()
+        except BaseException:
+            self._token = back = None
+            lost, token = token, None
+            gate._undo(lost)
+            raise
+
+    def __enter__(self) -> Turn:
+        self.enter(_frame(1))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.leave()

@@ -1,0 +1,203 @@
+"""The writing side of one database: who writes at the moment, and which block encloses which.
+
+Also how a lock of SQLite is waited for: in short tries, until the deadline, because SQLite's own wait (`busy_timeout`)
+knows no deadline and cannot be interrupted.
+"""
+
+from __future__ import annotations
+
+import dis
+import sqlite3
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from threading import get_ident
+from time import monotonic
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING
+
+from sqlitepool import fork
+from sqlitepool.connection_pool import ConnectionPool
+from sqlitepool.errors import PoolDeadlock, PoolTimeout
+from sqlitepool.fork import same_process
+from sqlitepool.gate import Gate, gate_of
+from sqlitepool.stats import Tally
+from sqlitepool.tracking import Connection
+from sqlitepool.turn import GateHolder
+from sqlitepool.writing_connection import last_statement
+
+if TYPE_CHECKING:
+    from sqlitepool.transaction import Transaction
+
+# Between two tries to get the lock of SQLite, in seconds: the first pause, and the longest.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01
+
+_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Tell whether it is only the lock that cannot be had."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY
+
+
+def time_left(deadline: float | None) -> float | None:
+    """Return the seconds until `deadline`, None if there is none."""
+    return None if deadline is None else max(0.0, deadline - monotonic())
+
+
+def insist(
+    cursor: sqlite3.Cursor,
+    sql: str,
+    deadline: float | None,
+    why_not: Callable[[], PoolTimeout],
+    on_busy: Callable[[], object] | None = None,
+) -> None:
+    """Run `sql`, and again while the database is locked, until the deadline; then raise `why_not()`.
+
+    `on_busy` is called if it takes some milliseconds: longer than a process that was killed needs to go.
+    """
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            cursor.execute(sql)
+            return
+        except sqlite3.OperationalError as error:
+            if not is_busy(error):
+                raise
+            left = time_left(deadline)
+            if left == 0:
+                raise why_not() from error
+        time.sleep(pause if left is None else min(pause, left))
+        pause = min(pause * 2, _LONGEST_PAUSE)
+        if on_busy is not None and pause == _LONGEST_PAUSE:
+            on_busy()
+            on_busy = None
+
+
+class Place:
+    """Where a block was entered: proves that it encloses what runs now.
+
+    It does if the frame that entered it, by a `with` statement of its own, is on the stack: see `deadlock.py`.
+
+    Attributes:
+        is_certain: the frame is ours, and known to end the block.
+    """
+
+    __slots__ = ("code", "frame", "instruction", "is_certain")
+
+    def __init__(self, frame: FrameType, is_certain: bool = False) -> None:
+        self.frame = id(frame)
+        self.code: CodeType = frame.f_code
+        self.instruction = frame.f_lasti
+        self.is_certain = is_certain
+
+    def encloses(self, stack: set[int]) -> bool:
+        """Tell whether the block encloses code that runs on `stack`, the `id` of each of its frames."""
+        return self.frame in stack and (
+            self.is_certain or dis.opname[self.code.co_code[self.instruction]] == "BEFORE_WITH"
+        )
+
+    def __str__(self) -> str:
+        position = next(islice(self.code.co_positions(), self.instruction // 2, None), (None,))
+        return f"{self.code.co_filename}:{position[0] or self.code.co_firstlineno} in {self.code.co_qualname}"
+
+
+class Writer:
+    """The writing side of one database: its one connection, its gate, and its transaction of the moment.
+
+    Args:
+        pool: of one connection, a `WritingConnection`.
+        file: the path of the database, None for one in memory.
+        blockers: tells who reads, for the message when a COMMIT has to wait for readers.
+
+    Attributes:
+        commits: how many transactions were committed.
+        waits: how long each had to wait for its beginning.
+        watch: called with the connection after each commit, while the right to write is still held.
+        on_busy: called when somebody who does not come through the gate writes.
+    """
+
+    def __init__(self, pool: ConnectionPool[Connection], file: str | None, blockers: Callable[[], str]) -> None:
+        self.pool = pool
+        self.commits = 0
+        self.waits = Tally()
+        self.watch: Callable[[Connection], object] = _nothing
+        self.on_busy: Callable[[], object] = _nothing
+        self._file = file
+        self._blockers = blockers
+        self._current: weakref.ref[Transaction] | None = None
+        self.gate = self._find_gate()
+        fork.register(self)
+
+    def _start_anew(self) -> None:
+        self._current = None
+
+    def _find_gate(self) -> Gate:
+        return gate_of(self._file) if self._file is not None else Gate(None)
+
+    def has_moved(self) -> bool:
+        """Look for the gate of the file that is there now; tell whether it is another one."""
+        if self._file is None:
+            return False
+        before, self.gate = self.gate, self._find_gate()
+        return self.gate is not before
+
+    def enclosing(self, frame: FrameType | None) -> Transaction | None:
+        """Return the transaction whose block encloses `frame`; None if there is none, or that cannot be proved.
+
+        Raises:
+            PoolDeadlock: it encloses, but a block inside of it that does not is still open. Nothing can be written in
+                that one's savepoint, and to wait for the right to write would never end.
+        """
+        current = self._current
+        transaction = None if current is None else current()
+        if transaction is None:
+            return None
+        try:
+            outermost = transaction.blocks[0]
+        except IndexError:
+            return None
+        inside = frame
+        while inside is not None and id(inside) != outermost.frame:
+            inside = inside.f_back
+        if inside is None or not same_process[0]:
+            return None
+        blocks, stack = list(transaction.blocks), set()
+        while frame is not None:
+            stack.add(id(frame))
+            frame = frame.f_back
+        if not blocks or not blocks[0].encloses(stack):
+            return None
+        for block in blocks[1:]:
+            if not block.encloses(stack):
+                raise PoolDeadlock(
+                    f"the write block that began at {block} is open, and suspended or entered by something else than a "
+                    f"`with` statement, inside of the one that began at {blocks[0]} and encloses this call: nothing "
+                    "else can be written until it has ended"
+                )
+        return transaction
+
+    def holder(self) -> GateHolder | None:
+        """Describe who in this process has the right to write, with the last statement if it is our transaction."""
+        holder = self.gate.holder()
+        current = self._current
+        transaction = None if current is None else current()
+        conn = None if transaction is None else transaction.conn
+        return holder if holder is None or conn is None else replace(holder, last_sql=last_statement(conn))
+
+    def say_more(self) -> str:
+        """Say what the gate does not know of the one that somebody waited for in vain."""
+        holder = self.holder()
+        said = "" if holder is None or holder.last_sql is None else f", last statement {holder.last_sql!r}"
+        if holder is not None and holder.thread_id == get_ident():
+            said += (
+                ". That is this very thread: a block in a suspended generator or coroutine, or one that no `with` "
+                "statement entered, cannot be joined. Pass its connection on, or end it first"
+            )
+        return said
+
+
+def _nothing(*_: object) -> None:
+    pass
