@@ -381,9 +381,6 @@ class Database(DatabaseParts):
     ) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"<Database {self.name!r}, {'closed' if self._is_closed else 'open'}>"
-
 
 def _execute_write(conn: sqlite3.Connection, sql: str, parameters: Parameters) -> WriteResult:
     cursor = conn.execute(sql, parameters)

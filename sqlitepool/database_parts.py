@@ -89,6 +89,9 @@ class DatabaseParts:
             **options,
         )
 
+    def __repr__(self) -> str:
+        return f"<Database {self.name!r}, {'closed' if self._is_closed else 'open'}>"
+
     def _check_open(self) -> None:
         if self._is_closed:
             raise self._closed()

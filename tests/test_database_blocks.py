@@ -10,10 +10,10 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-from pool_support import PATIENCE, eventually, start
+from pool_support import PATIENCE, start
 
 import sqlitepool.wal
-from sqlitepool import Database, PoolDeadlock, PoolTimeout, QueryTimeout, WriteTimeout
+from sqlitepool import Database, PoolDeadlock, QueryTimeout, WriteTimeout
 
 CREATE = "CREATE TABLE t (id INTEGER PRIMARY KEY, n INTEGER UNIQUE)"
 FOREVER = "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r) SELECT count(*) FROM r"
@@ -321,82 +321,3 @@ def test_many_limits_that_were_kept_are_forgotten(db: Database) -> None:
     for _ in range(500):
         db.execute("SELECT 1", time_limit=100)
     assert len(_watchdog._heap) < 200
-
-
-# -- without WAL
-
-
-@pytest.mark.parametrize("mode", ["delete", "memory"])
-def test_without_wal_nobody_hears_that_the_database_is_locked(tmp_path: Path, mode: str) -> None:
-    path = ":memory:" if mode == "memory" else str(tmp_path / "app.db")
-    with Database(path, pragmas={} if mode == "memory" else {"journal_mode": "delete"}) as db:
-        db.execute_write(CREATE)
-        stop = threading.Event()
-
-        def read() -> int:
-            count = 0
-            while not stop.is_set():
-                with db.read() as conn:
-                    first = conn.execute("SELECT count(*) FROM t").fetchall()
-                    assert conn.execute("SELECT count(*) FROM t").fetchall() == first
-                db.execute("SELECT 1 FROM t LIMIT 1")
-                count += 1
-            return count
-
-        def write(base: int) -> None:
-            for n in range(base, base + 30, 3):
-                db.run_write(insert, n)
-                with db.write() as conn:
-                    insert(conn, n + 1)
-                db.submit(insert, n + 2).result(PATIENCE)
-
-        readers = [start(read) for _ in range(3)]
-        for writer in [start(write, base) for base in (0, 30, 60)]:
-            writer.result(PATIENCE)
-        stop.set()
-        for reader in readers:
-            assert reader.result(PATIENCE)
-        assert numbers(db) == list(range(90))
-        assert db.stats().wal_bytes == 0
-        assert db.checkpoint().is_complete
-
-
-def test_without_wal_a_commit_that_waits_for_a_reader_in_vain_names_it(tmp_path: Path) -> None:
-    with Database(tmp_path / "app.db", pragmas={"journal_mode": "delete"}) as db:
-        db.execute_write(CREATE)
-        reading, go = threading.Event(), threading.Event()
-
-        def read() -> None:
-            with db.read():
-                reading.set()
-                assert go.wait(PATIENCE)
-
-        reader = start(read, name="the reader")
-        assert reading.wait(PATIENCE)
-        with pytest.raises(WriteTimeout, match="the reader"), db.write(timeout=0.1) as conn:
-            insert(conn, 1)
-        late = start(db.run_write, insert, 2)
-        eventually(lambda: db.stats().holder is not None)
-        go.set()
-        reader.result(PATIENCE)
-        assert late.result(PATIENCE) == 2
-        assert numbers(db) == [2]
-
-
-def test_in_memory_reading_inside_of_a_write_block_is_an_error_at_once() -> None:
-    with Database(":memory:") as db:
-        db.execute_write(CREATE)
-        with db.write() as conn:
-            insert(conn, 1)
-            with pytest.raises(PoolDeadlock, match="in memory"):
-                db.execute("SELECT 1")
-            with pytest.raises(PoolTimeout):
-                start(lambda: db.execute("SELECT n FROM t", timeout=0.1)).result(PATIENCE)
-        assert numbers(db) == [1]
-
-
-def test_two_databases_in_memory_are_two() -> None:
-    with Database(":memory:") as one, Database(":memory:") as other:
-        one.execute_write(CREATE)
-        assert one.execute("SELECT count(*) FROM sqlite_master WHERE name = 't'") == [(1,)]
-        assert other.execute("SELECT count(*) FROM sqlite_master") == [(0,)]

@@ -129,15 +129,19 @@ def test_if_the_commit_fails_each_is_run_again_alone(db: Database) -> None:
     assert db.execute("SELECT count(*) FROM child") == [(0,)]
 
 
-def test_if_one_loses_the_transaction_of_all_the_others_are_run_again(db: Database) -> None:
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_if_one_loses_the_transaction_of_all_the_others_are_run_again(db: Database, place: int) -> None:
     db.run_write(insert, 0)
 
     def lose(conn: sqlite3.Connection) -> None:
         with contextlib.suppress(sqlite3.IntegrityError):
             conn.execute("INSERT OR ROLLBACK INTO t (n) VALUES (0)")
 
-    one, bad, other = batch(db, lambda conn: insert(conn, 1), lose, lambda conn: insert(conn, 2))
-    assert (one.result(), other.result()) == (1, 2)
+    works: list[object] = [lambda conn: insert(conn, 1), lambda conn: insert(conn, 2)]
+    works.insert(place, lose)
+    calls = batch(db, *works)
+    bad = calls.pop(place)
+    assert [call.result() for call in calls] == [1, 2]
     with pytest.raises(sqlite3.OperationalError, match="rolled its transaction back"):
         bad.result()
     assert numbers(db) == [0, 1, 2]
