@@ -16,6 +16,7 @@ from sqlitepool.errors import (
     WriteTimeout,
 )
 from sqlitepool.pool import Pool
+from sqlitepool.scope import OpenScope, Scope
 from sqlitepool.stats import DatabaseStats, Durations, LeaseInfo, PoolStats
 from sqlitepool.tracking import Connection
 
@@ -33,6 +34,7 @@ __all__ = [
     "FileReplaced",
     "ForeignItem",
     "LeaseInfo",
+    "OpenScope",
     "Pool",
     "PoolClosed",
     "PoolDeadlock",
@@ -41,6 +43,7 @@ __all__ = [
     "PoolStats",
     "PoolTimeout",
     "QueryTimeout",
+    "Scope",
     "WriteResult",
     "WriteTimeout",
 ]

@@ -121,11 +121,7 @@ class Slot(Generic[T]):
     @property
     def where(self) -> str:
         """`file:line in function` that took the item."""
-        code = self.code
-        if code is None:
-            return "an unknown line"
-        position = next(islice(code.co_positions(), self.instruction // 2, None), (None,))
-        return f"{code.co_filename}:{position[0] or code.co_firstlineno} in {code.co_qualname}"
+        return "an unknown line" if self.code is None else place(self.code, self.instruction)
 
     def lease_info(self, now: float) -> LeaseInfo | None:
         """Describe the loan, None if there is none. `now` is the monotonic time."""
@@ -207,6 +203,12 @@ class Lease(Generic[T]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._pool!r}, {'out' if self._slot is not None else 'not lent'}>"
+
+
+def place(code: CodeType, instruction: int) -> str:
+    """Return `file:line in function` of an instruction."""
+    position = next(islice(code.co_positions(), instruction // 2, None), (None,))
+    return f"{code.co_filename}:{position[0] or code.co_firstlineno} in {code.co_qualname}"
 
 
 def note_place(slot: Slot[T], frame: FrameType) -> None:

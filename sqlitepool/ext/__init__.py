@@ -1,0 +1,1 @@
+"""The edges: one module for each server or framework, imported only where that is installed."""
