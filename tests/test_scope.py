@@ -9,6 +9,7 @@ import gc
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -144,6 +145,8 @@ def test_blocks_may_end_in_another_order_than_they_began(scope: Scope[Item]) -> 
         assert scope.get() is mine
     assert len({id(one), id(other), id(mine)}) == 3
     assert in_use(scope) == 0
+    scope.get()  # none of those that have ended is current again
+    scope.release()
 
 
 def test_an_exit_stack_ends_the_scope_that_it_entered(scope: Scope[Item]) -> None:
@@ -287,6 +290,8 @@ def test_an_open_scope_moves_between_threads_and_is_current_only_in_its_run(scop
     item = start(request.get).result(PATIENCE)
     assert start(request.run, scope.get).result(PATIENCE) is item
     assert request.run(scope.get) is request.get() is item
+    assert scope.get() is not item
+    scope.release()
     del item
     gc.collect()  # its thread has ended, and nothing but the scope refers to the item
     assert in_use(scope) == 1
@@ -305,17 +310,27 @@ def test_an_open_scope_is_a_block_too(files: ConnectionPool[Any]) -> None:
     assert numbers(files) == [1]
 
 
-def test_threads_that_share_a_scope_take_one_item(scope: Scope[Item]) -> None:
-    for _ in range(50):
-        with scope.open() as request:
-            everybody = threading.Barrier(3)
+def test_threads_that_share_a_scope_take_one_item() -> None:
+    go = threading.Event()
 
-            def ask(everybody: threading.Barrier = everybody, get: Callable[[], Item] = request.get) -> Item:
-                everybody.wait(PATIENCE)
-                return get()
+    def open_slowly() -> Item:
+        assert go.wait(PATIENCE)
+        return Item()
 
-            assert len({id(call.result(PATIENCE)) for call in [start(ask) for _ in range(3)]}) == 1
-        assert in_use(scope) == 0
+    with Pool(open_slowly, timeout=PATIENCE) as pool, Scope(pool).open() as request:
+        asking = threading.Barrier(3)
+
+        def ask() -> Item:
+            asking.wait(PATIENCE)
+            return request.get()
+
+        calls = [start(ask) for _ in range(2)]
+        asking.wait(PATIENCE)
+        eventually(lambda: pool.stats().opening)
+        time.sleep(0.05)  # so that the other one, if nothing stopped it, would open an item too
+        go.set()
+        assert len({id(call.result(PATIENCE)) for call in calls}) == 1
+        assert pool.stats().checkouts == 1
 
 
 def test_a_scope_left_open_is_reported_with_where_it_was_opened(scope: Scope[Item]) -> None:
