@@ -26,6 +26,7 @@ from typing import Any, Protocol, TypeVar
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from sqlitepool import limits
+from sqlitepool.pool import Pool
 from sqlitepool.scope import OpenScope, Scope
 
 logger = logging.getLogger("sqlitepool")
@@ -47,16 +48,18 @@ C = TypeVar("C", bound=Closeable)
 def close_at_exit(pool: C, *, timeout: float | None = 3.0) -> C:
     """Have `pool` closed when the process or the interpreter ends, and return it.
 
-    Without that the last connection is never closed in order, and an SQLite database keeps its `-wal` file. Called by
-    `atexit`, and under mod_wsgi by `mod_wsgi.subscribe_shutdown`, which comes before it; neither runs in a process that
-    is killed. In a forked process this closes what is its own.
+    Without that the last connection is never closed in order, and an SQLite database keeps its `-wal` file. In a forked
+    process this closes what is its own. In a process that is killed nothing of it runs.
+
+    It is `atexit` that closes, after the last request. Under mod_wsgi, `mod_wsgi.subscribe_shutdown` comes earlier, while
+    requests are running: a pool is drained then. That is all that can be had where Apache does not end Python in order
+    (`WSGIDestroyInterpreter Off`).
 
         pool = close_at_exit(ConnectionPool("app.db"))
 
     Args:
         pool: a `Pool`, a `ConnectionPool` or a `Database`. One that nobody refers to any more is not kept for this.
-        timeout: seconds to wait for requests that still run (None: for ever). Servers have a limit of their own, five
-            seconds under mod_wsgi.
+        timeout: seconds to wait for what is still lent then (None: for ever).
 
     Raises:
         TypeError, ValueError: `timeout` is no such number.
@@ -64,17 +67,22 @@ def close_at_exit(pool: C, *, timeout: float | None = 3.0) -> C:
     limits.optional_seconds("timeout", timeout)
     known = weakref.ref(pool)
 
-    def close(*event: object, **details: object) -> None:
+    def close() -> None:
         pool = known()
         if pool is not None:
             for lease in pool.close(timeout):
                 logger.warning("the process ends while %r has an item lent: %s", pool.name, lease)
 
+    def drain(*event: object, **details: object) -> None:
+        pool = known()
+        if isinstance(pool, Pool):
+            pool.drain()
+
     atexit.register(close)
     under_mod_wsgi = sys.modules.get("mod_wsgi")  # the server makes it; one that was installed lacks the function
     subscribe = getattr(under_mod_wsgi, "subscribe_shutdown", None)
     if subscribe is not None:
-        subscribe(close)
+        subscribe(drain)
     return pool
 
 
