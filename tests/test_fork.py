@@ -153,25 +153,29 @@ def test_a_fork_in_the_thick_of_it(reports: Reports, fairness: float) -> None:
 def test_forks_while_others_borrow_as_fast_as_they_can(reports: Reports) -> None:
     """The lock may be held, and every list half way through a change, at the moment of the fork."""
     pool = reports.pool(max_size=2)
-    stop = threading.Event()
+    stop, finished = threading.Event(), threading.Event()
 
     def borrow() -> None:
         while not stop.is_set():
             with pool.connection() as item:
                 del item
-        reports.read()
 
     def read() -> None:
-        while not stop.wait(0.01):
+        while not finished.wait(0.01):  # as long as anybody writes: a full pipe would hold them up
             inherited.extend(reports.inherited)
 
     inherited: list[str] = []
-    others = [start(borrow) for _ in range(4)] + [start(read)]
-    for _ in range(20):
-        in_child(lambda: borrow_all(pool, 2))
-    stop.set()
-    for other in others:
-        other.result(PATIENCE)
+    reader = start(read)
+    borrowers = [start(borrow) for _ in range(4)]
+    try:
+        for _ in range(20):
+            in_child(lambda: borrow_all(pool, 2))
+    finally:
+        stop.set()
+    for borrower in borrowers:
+        borrower.result(PATIENCE)
+    finished.set()
+    reader.result(PATIENCE)
     assert inherited == []
     pool.close()
 

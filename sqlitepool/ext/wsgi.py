@@ -51,7 +51,7 @@ def close_at_exit(pool: C, *, timeout: float | None = 3.0) -> C:
     Without that the last connection is never closed in order, and an SQLite database keeps its `-wal` file. In a forked
     process this closes what is its own. In a process that is killed nothing of it runs.
 
-    It is `atexit` that closes, after the last request. Under mod_wsgi, `mod_wsgi.subscribe_shutdown` comes earlier, while
+    It is `atexit` that closes, after the last request. Under mod_wsgi, `mod_wsgi.subscribe_shutdown` is earlier, while
     requests are running: a pool is drained then. That is all that can be had where Apache does not end Python in order
     (`WSGIDestroyInterpreter Off`).
 
