@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
+from _thread import RLock
 from collections.abc import Callable
 from contextvars import ContextVar
 from types import EllipsisType, FrameType, TracebackType
@@ -29,6 +30,7 @@ from sqlitepool.tracking import Connection
 T = TypeVar("T")
 R = TypeVar("R")
 P = ParamSpec("P")
+_new = object.__new__
 
 
 class _ScopedLease(Lease[T]):
@@ -74,6 +76,11 @@ class OpenScope(Generic[T]):
         is_closed: it has ended.
     """
 
+    __slots__ = (
+        "__weakref__", "_code", "_frame", "_instruction", "_is_of_thread", "_item", "_lease", "_lock", "_outer",
+        "_scope", "is_closed",
+    )  # fmt: skip
+
     def __init__(
         self, scope: Scope[T], frame: FrameType, outer: OpenScope[T] | None = None, is_of_thread: bool = False
     ) -> None:
@@ -82,7 +89,7 @@ class OpenScope(Generic[T]):
         self._scope = scope
         self._outer = outer
         self._code, self._instruction, self._frame = frame.f_code, frame.f_lasti, id(frame)
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._lease: _ScopedLease[T] | None = None
         self._item: T | None = None  # while a scope refers to it, nobody takes it for lost
 
@@ -108,15 +115,22 @@ class OpenScope(Generic[T]):
     def _get(self, timeout: float | EllipsisType | None, frame: FrameType) -> T:
         if not same_process[0]:
             fork.start_anew()
+        lease, item = self._lease, self._item
+        if lease is not None and item is not None and lease.is_out:
+            return item
         with self._lock:
-            lease = self._lease
-            if lease is not None and lease.is_out and self._item is not None:
-                return self._item
+            lease, item = self._lease, self._item
+            if lease is not None and item is not None and lease.is_out:
+                return item
             if self.is_closed:
                 raise PoolClosed(
                     f"the scope opened at {self.where} has ended: what outlives a request opens a scope of its own"
                 )
-            self._lease = lease = _ScopedLease(self._scope._pool, timeout)
+            lease = _new(_ScopedLease)  # as in `Pool.connection`
+            lease._pool = self._scope._pool
+            lease._timeout = timeout
+            lease._slot = None
+            self._lease = lease
             self._item = item = lease.take(frame)
             return item
 
@@ -222,11 +236,14 @@ class Scope(Generic[T]):
 
     def get(self, timeout: float | EllipsisType | None = ...) -> T:
         """Return the item of the scope that is open here, or of the thread. See `OpenScope.get`."""
-        return (self._current.get() or self._of_thread(sys._getframe(1)))._get(timeout, sys._getframe(1))
+        frame = sys._getframe(1)
+        return (self._current.get() or self._of_thread(frame))._get(timeout, frame)
 
     def release(self) -> None:
         """Return the item that `get` returned here, before the scope or the thread ends. See `OpenScope.release`."""
-        (self._current.get() or self._of_thread(sys._getframe(1))).release()
+        opened = self._current.get() or self._threads.__dict__.get("opened")
+        if opened is not None:
+            opened.release()
 
     def open(self) -> OpenScope[T]:
         """Open a scope that is current nowhere but in its own `run`, to be closed by `close()` or a `with` block."""

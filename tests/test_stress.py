@@ -1,12 +1,14 @@
 """The programs in stress/ say what happened: a thread that starved, one that failed, a target that was missed."""
 
 import importlib
+import socket
 import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from pool_support import PATIENCE, start
 
 STRESS = Path(__file__).parent.parent / "stress"
 SECONDS = 0.1
@@ -117,3 +119,78 @@ def test_figures_that_were_saved_give_the_same_tables(load: Any, report: Any) ->
     again = reports.Report.from_json(report.as_json())
     assert reports.as_text(again) == reports.as_text(report)
     assert reports.as_markdown(again) == reports.as_markdown(report)
+
+
+@pytest.fixture(name="requests_report")
+def _requests_report(load: Any) -> Any:
+    reports, ways, served = load("_requests_report"), load("_requests_ways"), load("_requests_load").Served
+
+    def make(ours: list[float], theirs: list[float], quick: bool, costs: tuple[float, float] = (1.0, 1.0)) -> Any:
+        machine = {"python": "3", "sqlite": "3", "cores": 2, "system": "any"}
+        report = reports.Report(machine, len(ours), 0.1, quick)
+        where = reports.cell(reports.FLASK, ways.MANY_TABLES)
+        for name, rates, cost in ((ways.OURS, ours, costs[0]), (ways.SQLALCHEMY, theirs, costs[1])):
+            report.cells[where, name] = [served(rate, 0.001, cost, 1.0) for rate in rates]
+        return report, {verdict.target: verdict for verdict in reports.judge(report)}
+
+    return make
+
+
+def test_requests_are_compared_within_a_round(load: Any, requests_report: Any) -> None:
+    report, verdicts = requests_report([300, 200, 90], [100, 100, 100], quick=False)
+    verdict = verdicts["Flask's test client, 300 tables: times SQLAlchemy QueuePool"]
+    assert (verdict.figure, verdict.said()) == (2.0, "ok")
+    assert verdicts["waitress, 4 threads, 300 tables: times SQLAlchemy QueuePool"].said() == "not measured"
+    assert "2.000" in load("_requests_report").as_text(report)
+
+
+@pytest.mark.parametrize(
+    ("rate", "cost", "quick", "said"),
+    [
+        (99, 1.01, False, "MISSED"),
+        (99, 1.01, True, "ok"),
+        (50, 1.01, True, "ok"),  # other programs had the machine
+        (50, 2.0, True, "MISSED"),
+    ],
+)
+def test_a_short_run_misses_a_target_only_by_far(
+    requests_report: Any, rate: float, cost: float, quick: bool, said: str
+) -> None:
+    _, verdicts = requests_report([rate], [100], quick, costs=(cost, 1.0))
+    assert verdicts["Flask's test client, 300 tables: times SQLAlchemy QueuePool"].said() == said
+
+
+def test_the_turns_of_a_round_count_together(load: Any) -> None:
+    module = load("_requests_load")
+    found = module.summary([module.Turn([0.01] * 30, 0.3, 0.2, 0.1), module.Turn([0.01] * 9 + [0.5], 1.7, 0.2, 0.1)])
+    assert (found.rate, found.cost, found.server_busy, found.client_busy) == pytest.approx((20, 0.01, 0.2, 0.1))
+    assert found.p99 == 0.5
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nuser 6", None),
+        (b"HTTP/1.1 500 Error\r\nContent-Length: 6\r\n\r\nuser 6", "500 Error"),
+        (b"", "unexpected answer"),
+    ],
+)
+def test_only_the_right_answer_counts_as_served(load: Any, answer: bytes, error: str | None) -> None:
+    module = load("_requests_load")
+    ours, theirs = socket.socketpair()
+
+    def serve() -> None:
+        with theirs:
+            while theirs.recv(65536) and answer:
+                theirs.sendall(answer[:-3])
+                theirs.sendall(answer[-3:])
+
+    server = start(serve)
+    with ours:
+        if error is None:
+            latencies, elapsed, _ = module._ask([ours], 0.01)
+            assert 0 < sum(latencies) <= elapsed
+        else:
+            with pytest.raises(ValueError, match=error):
+                module._ask([ours], 0.01)
+    server.result(PATIENCE)

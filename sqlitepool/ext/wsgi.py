@@ -120,18 +120,24 @@ class ScopeMiddleware:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
-        request = self._scope.open()
+        current = self._scope._current
+        request = OpenScope(self._scope, sys._getframe())
+        token = current.set(request)
         try:
             if self._environ_key is not None:
                 environ[self._environ_key] = request.get()
-            response = request.run(self._application, environ, start_response)
+            response = self._application(environ, start_response)
             if type(response) in (list, tuple):  # made already, so nobody needs the item any more
-                request.close()
+                request.is_closed = True
+                if request._lease is not None:
+                    request._end(None)
                 return response
             return _Response(response, request)
         except BaseException:
             request.close()
             raise
+        finally:
+            current.reset(token)
 
 
 class _Response:
