@@ -38,7 +38,7 @@ class Hog:
         if self.victim is None:
             self.victim = me
         elif self.victim == me:
-            self.enough.wait(SECONDS * 3)
+            self.enough.wait(SECONDS * 10)
 
 
 @pytest.fixture(name="peer")
@@ -52,8 +52,9 @@ def _peer(load: Any) -> Any:
 
 
 def test_a_thread_that_starves_shows_with_the_whole_run(crowds: ModuleType, peer: Any) -> None:
-    result = crowds.crowd(peer(Hog(), "pool.take()\nHOLD"), "", "sleep(0.001)", 3, SECONDS)
-    assert SECONDS * 0.5 < result.longest <= SECONDS
+    seconds = SECONDS * 5  # the victim's thread may begin late
+    result = crowds.crowd(peer(Hog(), "pool.take()\nHOLD"), "", "sleep(0.001)", 3, seconds)
+    assert seconds * 0.2 < result.longest <= seconds
     assert result.smallest == 0
     assert result.rate > 0
     assert result.errors == 0
