@@ -309,8 +309,7 @@ class ConnectionPool(Pool[T]):
     def _look_at_file(self, file: DatabaseFile, now: float) -> None:
         """See whether the file is still the one that the connections have open; if not, part with them."""
         what = file.look()
-        if what is None:
-            file.left = False
+        if what is None:  # which may be old by now: that the file was left is not for us to undo
             file.looked_at = now
             if now >= self._watch_at:
                 locked(self._lock, self._watch_from, now + _LOOK_EVERY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 from pool_support import PATIENCE, open_files, rows, start
 
 from sqlitepool import Connection, ConnectionPool, FileReplaced
+from sqlitepool.database_file import DatabaseFile
 
 
 def make_database(path: Path, text: str) -> None:
@@ -137,6 +139,38 @@ def test_a_link_that_is_turned_to_another_file_is_a_replacement(path: Path, tmp_
             assert look(pool) == ["new"]
     with ConnectionPool(path) as pool:
         assert look(pool) == ["old", "last"], "nothing of the first file is lost"
+
+
+def test_a_look_that_is_old_news_does_not_bring_the_old_wal_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread has looked at the file just before it is replaced, and goes on when another has left the file."""
+    looked, go_on = threading.Event(), threading.Event()
+    file_look = DatabaseFile.look
+
+    def look_slowly(file: DatabaseFile) -> str | None:
+        found = file_look(file)
+        if threading.current_thread().name == "slow" and not looked.is_set():
+            looked.set()
+            assert go_on.wait(PATIENCE)
+        return found
+
+    with ConnectionPool(path, max_size=2) as pool:
+        with pool.connection() as conn:
+            conn.executemany("INSERT INTO t VALUES (?)", [("old" * 1000,)] * 50)
+        monkeypatch.setattr(DatabaseFile, "look", look_slowly)
+        slow = start(look, pool, name="slow")
+        assert looked.wait(PATIENCE)
+        replace(path)
+
+        def let_the_slow_one_go_on(*_: object, **__: object) -> None:
+            go_on.set()
+            slow.result(PATIENCE)
+
+        with warnings.catch_warnings():  # told when the connections are closed, before others are opened
+            warnings.simplefilter("always")
+            monkeypatch.setattr(warnings, "showwarning", let_the_slow_one_go_on)
+            assert look(pool) == ["new"]
+    with closing(sqlite3.connect(path)) as conn:
+        assert read(conn) == ["new"]
 
 
 def test_a_file_that_comes_with_its_own_wal_keeps_it(path: Path, tmp_path: Path) -> None:
