@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from sqlitepool.connection_pool import ConnectionPool
-from sqlitepool.database import Database, WriteResult
+from sqlitepool.database import Database
 from sqlitepool.errors import (
     FileReplaced,
     ForeignItem,
@@ -17,8 +17,11 @@ from sqlitepool.errors import (
 )
 from sqlitepool.pool import Pool
 from sqlitepool.scope import OpenScope, Scope
+from sqlitepool.statements import WriteResult
 from sqlitepool.stats import DatabaseStats, Durations, LeaseInfo, PoolStats
 from sqlitepool.tracking import Connection
+from sqlitepool.turn import GateHolder
+from sqlitepool.wal import CheckpointResult
 
 try:
     __version__ = version("sqlitepool")
@@ -26,6 +29,7 @@ except PackageNotFoundError:  # run from a checkout that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "CheckpointResult",
     "Connection",
     "ConnectionPool",
     "Database",
@@ -33,6 +37,7 @@ __all__ = [
     "Durations",
     "FileReplaced",
     "ForeignItem",
+    "GateHolder",
     "LeaseInfo",
     "OpenScope",
     "Pool",

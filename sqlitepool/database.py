@@ -8,19 +8,21 @@ import os
 import sqlite3
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from time import monotonic
 from types import FrameType, TracebackType
-from typing import Any, Literal, NamedTuple, Self, TypeAlias, TypeVar, TypeVarTuple
+from typing import Any, Literal, Self, TypeVar, TypeVarTuple
 
 from sqlitepool import limits
 from sqlitepool.database_parts import DatabaseParts, Timeout
+from sqlitepool.database_pools import WriterTurn
 from sqlitepool.errors import PoolDeadlock, PoolError
 from sqlitepool.job import Job
 from sqlitepool.lease import Lease
 from sqlitepool.own_connection import IsolatedBlock, back_up
 from sqlitepool.read_block import ReadBlock, explain
+from sqlitepool.statements import Parameters, WriteResult, execute_write, executemany_write
 from sqlitepool.stats import DatabaseStats, LeaseInfo
 from sqlitepool.wal import CheckpointResult
 from sqlitepool.write_block import WriteBlock
@@ -29,24 +31,8 @@ from sqlitepool.writer import time_left
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
-Parameters: TypeAlias = Sequence[Any] | Mapping[str, Any]
-
 # How long the end of the program waits for what was submitted (seconds).
 _PATIENCE_AT_EXIT = 10.0
-
-
-class WriteResult(NamedTuple):
-    """What `execute_write` did.
-
-    Attributes:
-        rows: what `RETURNING` returned.
-        rowcount: how many rows were changed, -1 if it was no INSERT, UPDATE, DELETE or REPLACE.
-        lastrowid: the rowid of the last INSERT; see `sqlite3.Cursor.lastrowid`.
-    """
-
-    rows: list[Any]
-    rowcount: int
-    lastrowid: int | None
 
 
 class Database(DatabaseParts):
@@ -84,7 +70,9 @@ class Database(DatabaseParts):
         What `ConnectionPool` raises, and what opening the first connection raises.
 
     Without WAL (`pragmas={"journal_mode": "delete"}`) a COMMIT waits until nobody reads, and readers wait while it
-    writes. In memory nobody reads while a write block is open, so `read()` inside of `write()` is refused there.
+    writes. `durable` is not quite enough there: a power cut right after a COMMIT can bring its journal back, which
+    undoes it. Use `"synchronous": "EXTRA"` (https://www.sqlite.org/pragma.html#pragma_synchronous). In memory nobody
+    reads while a write block is open, so `read()` inside of `write()` is refused there.
     """
 
     def __init__(
@@ -130,7 +118,7 @@ class Database(DatabaseParts):
         limits.timeout(timeout)
         limits.optional_seconds("time_limit", time_limit)
         self._check_open()
-        self._refuse_to_wait_for_ourselves(sys._getframe(1))
+        self._refuse_to_wait_for_ourselves(sys._getframe())
         return ReadBlock(self._readers, timeout, time_limit, not self._has_wal, self._recover)
 
     def execute(
@@ -150,8 +138,8 @@ class Database(DatabaseParts):
         try:
             with self._readers.connection(timeout) as conn:
                 return conn.execute(sql, parameters).fetchall()
-        except sqlite3.OperationalError as error:
-            explain(error, None)
+        except sqlite3.Error as error:
+            explain(error, None, self._opener.target.file)
             raise
 
     # -- writing
@@ -177,14 +165,15 @@ class Database(DatabaseParts):
 
         Raises (when the block begins):
             WriteTimeout: the right to write could not be had in time. Names who has it.
-            PoolDeadlock: see `Writer.enclosing`.
+            PoolDeadlock: a block encloses this one that has the right to write and cannot be joined: `isolated()`, or a
+                write block of another `Database` on the same file.
             PoolClosed: the database is closed.
 
         Raises (when it ends):
             sqlite3.Error: COMMIT failed, or SQLite had rolled the transaction back; nothing was written.
         """
         self._check_open()
-        return WriteBlock(self._writer, self._seconds(timeout))
+        return WriteBlock(self._writer, self._seconds(timeout), self._claimants)
 
     def execute_write(self, sql: str, parameters: Parameters = ()) -> WriteResult:
         """Run one statement that writes, in a group commit; return what it did, after the COMMIT.
@@ -196,7 +185,7 @@ class Database(DatabaseParts):
         Raises:
             As `run_write`.
         """
-        return self._run(_execute_write, (sql, parameters), True, sys._getframe(1))  # type: ignore[no-any-return]
+        return self._run(execute_write, (sql, parameters), True, sys._getframe())  # type: ignore[no-any-return]
 
     def executemany_write(self, sql: str, rows: Iterable[Parameters]) -> int:
         """Run one statement for each of `rows`, all of them or none, in a group commit; return the row count.
@@ -208,7 +197,7 @@ class Database(DatabaseParts):
         Raises:
             As `run_write`.
         """
-        return self._run(_executemany_write, (sql, list(rows)), False, sys._getframe(1))  # type: ignore[no-any-return]
+        return self._run(executemany_write, (sql, list(rows)), False, sys._getframe())  # type: ignore[no-any-return]
 
     def run_write(self, fn: Callable[[sqlite3.Connection, *Ts], R], *args: *Ts) -> R:
         """Return `fn(conn, *args)`, called in a group commit, after the COMMIT. Many callers share one commit.
@@ -225,6 +214,7 @@ class Database(DatabaseParts):
 
         Raises:
             WriteTimeout: `fn` could not be begun within the database's `timeout`.
+            PoolDeadlock: as in `write`.
             PoolFull: the queue is full, and only the caller itself can make room.
             PoolClosed: the database is closed.
             sqlite3.Error: COMMIT failed; nothing of `fn` was written.
@@ -232,7 +222,7 @@ class Database(DatabaseParts):
 
         A caller that is interrupted (Ctrl-C) reads in a note to the exception whether its write was committed.
         """
-        return self._run(fn, args, False, sys._getframe(1))  # type: ignore[no-any-return]
+        return self._run(fn, args, False, sys._getframe())  # type: ignore[no-any-return]
 
     def submit(self, fn: Callable[[sqlite3.Connection, *Ts], R], *args: *Ts) -> Future[R]:
         """Queue `fn(conn, *args)` for a group commit; return its future, which is done after the COMMIT.
@@ -253,10 +243,13 @@ class Database(DatabaseParts):
 
     def _run(self, fn: Callable[..., Any], args: tuple[Any, ...], is_atomic: bool, frame: FrameType) -> Any:
         self._check_open()
+        frame = frame.f_back or frame  # there is no caller in Python where C calls, as `atexit` does
         writer = self._writer
         if writer.enclosing(frame) is not None:
-            with WriteBlock(writer, None) as conn:
+            with WriteBlock(writer, None, self._claimants) as conn:
                 return fn(conn, *args)
+        if len(self._claimants.known) > 1:
+            self._claimants.refuse_to_wait(frame, writer)
         return self._group.run(Job(fn, args, self._timeout, is_atomic), frame)
 
     # -- the whole database
@@ -275,11 +268,11 @@ class Database(DatabaseParts):
 
         Raises (when the block begins):
             WriteTimeout: the right to write could not be had in time.
-            PoolDeadlock: a write block encloses this one.
+            PoolDeadlock: a write block, or another isolated one, encloses this one.
             PoolClosed: the database is closed.
         """
         self._check_open()
-        return IsolatedBlock(self._writer, self._opener, self._seconds(timeout))
+        return IsolatedBlock(self._writer, self._opener, self._seconds(timeout), self._claimants)
 
     def backup(
         self,
@@ -302,7 +295,7 @@ class Database(DatabaseParts):
             PoolClosed: the database is closed.
         """
         self._check_open()
-        self._refuse_to_wait_for_ourselves(sys._getframe(1))
+        self._refuse_to_wait_for_ourselves(sys._getframe())
         back_up(self._opener, dest, progress, self._deadline(self._timeout))
 
     def checkpoint(self, *, timeout: Timeout = ...) -> CheckpointResult:
@@ -318,11 +311,11 @@ class Database(DatabaseParts):
 
         Raises:
             WriteTimeout: the right to write could not be had in time.
-            PoolDeadlock: a write block encloses this call.
+            PoolDeadlock: a write block, or an isolated one, encloses this call.
             PoolClosed: the database is closed.
         """
         self._check_open()
-        if self._writer.enclosing(sys._getframe(1)) is not None:
+        if self._is_enclosed(sys._getframe()):
             raise PoolDeadlock("db.checkpoint() inside a write block would wait for that block to end")
         if not self._has_wal:
             return CheckpointResult(True, 0, 0, None)
@@ -359,7 +352,7 @@ class Database(DatabaseParts):
         """
         limits.timeout(timeout)
         deadline = self._deadline(self._seconds(timeout))
-        if self._writer.enclosing(sys._getframe(1)) is not None:
+        if self._is_enclosed(sys._getframe()):
             deadline = monotonic()  # what ends only after this call is not waited for
         self._is_closed = True
         if not self._group.flush(deadline):
@@ -367,7 +360,7 @@ class Database(DatabaseParts):
         self._group.end()
         still_out = self._readers.close(time_left(deadline))
         if self._writers.stats().size:  # not in a forked child, which has opened nothing
-            with contextlib.suppress(PoolError, sqlite3.Error), self._writer.gate.turn(deadline):
+            with contextlib.suppress(PoolError, sqlite3.Error), WriterTurn(self._writer, deadline):
                 with Lease(self._writers, time_left(deadline)) as conn:
                     conn.read("PRAGMA optimize")
                 self._writers.close()
@@ -380,16 +373,6 @@ class Database(DatabaseParts):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _execute_write(conn: sqlite3.Connection, sql: str, parameters: Parameters) -> WriteResult:
-    cursor = conn.execute(sql, parameters)
-    rows = cursor.fetchall() if cursor.description is not None else []
-    return WriteResult(rows, cursor.rowcount, cursor.lastrowid)
-
-
-def _executemany_write(conn: sqlite3.Connection, sql: str, rows: list[Parameters]) -> int:
-    return conn.executemany(sql, rows).rowcount
 
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 import time
 
 from sqlitepool.errors import PoolError
@@ -24,6 +25,10 @@ _FileId = tuple[int, int]
 # Where SQLite locks what, as (start, length): https://www.sqlite.org/fileformat2.html and walformat.html, "locks".
 _SHARED_LOCK = (0x40000002, 510)  # in the database: it is in use
 _READ_LOCKS = (123, 6)  # in the -shm: a reader needs this part of the journal, and the -shm itself is in use
+# Errors of these kinds come from the disk or the file, not from the SQL.
+_OF_THE_FILE = frozenset(
+    (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN)
+)
 # How long to wait, in seconds, for another process that has just these locks to itself, as a checkpoint has.
 _PATIENCE = 5.0
 
@@ -56,6 +61,21 @@ class DatabaseFile:
         self._file = _identify(self.path)
         self._real_path = os.path.realpath(self.path)  # SQLite follows links, and has the journal beside the file
         self._journal = _identify(f"{self._real_path}-wal")
+
+    def identify(self) -> _FileId | None:
+        """Return what the file that is there now is known by, None if there is none."""
+        return _identify(self.path)
+
+    def was_opened_as(self, file: _FileId) -> bool:
+        """Tell whether `remember` found that file, which `identify` had found before the connection was opened.
+
+        If not, nobody knows which one was opened, and the one before counts as left.
+        """
+        if self._file == file:
+            return True
+        self._file = file
+        self.left = True
+        return False
 
     def look(self) -> str | None:
         """Tell what happened to the file since `remember`: "replaced", "deleted", or nothing (None)."""
@@ -113,6 +133,19 @@ class DatabaseFile:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self._real_path}-shm")
         return aside
+
+
+def name_file(error: BaseException, path: str | None, step: str) -> None:
+    """Note in an error that the file system or a damaged file is behind which file it was and at which step."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in _OF_THE_FILE and path is not None and not getattr(error, "__notes__", None):
+        error.add_note(f"sqlitepool: {step}, on {path} ({getattr(error, 'sqlite_errorname', code)})")
+
+
+def is_inherited(path: str) -> bool:
+    """In a forked child: tell whether connections to the file were open when this process was forked."""
+    file = _identify(path)
+    return file in _inherited or file in _guarded
 
 
 def _identify(path: str) -> _FileId | None:

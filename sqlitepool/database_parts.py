@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,14 +13,15 @@ from types import EllipsisType, FrameType
 from typing import Any, Literal, TypeAlias
 
 from sqlitepool import fork, limits
+from sqlitepool.claimants import claimants_of
 from sqlitepool.connection import normalise_path
-from sqlitepool.connection_pool import ConnectionPool
-from sqlitepool.errors import PoolClosed, PoolDeadlock
+from sqlitepool.database_file import is_inherited
+from sqlitepool.database_pools import ReaderPool, ReadingConnection, WriterPool, WriterTurn
+from sqlitepool.errors import FileReplaced, PoolClosed, PoolDeadlock, PoolTimeout, WriteTimeout
 from sqlitepool.fork import same_process
 from sqlitepool.group_commit import GroupCommit
 from sqlitepool.lease import Lease
 from sqlitepool.own_connection import Opener
-from sqlitepool.tracking import Connection
 from sqlitepool.waiting import locked
 from sqlitepool.wal import Wal, warn_of_wal_reset_bug
 from sqlitepool.writer import Writer, time_left
@@ -61,33 +63,37 @@ class DatabaseParts:
     def _open(self) -> None:
         """Make the pools and open the writing connection, which makes the file what readers can open."""
         target = self._opener.target
-        self._writers = self._make_pool(1, {"busy_timeout": 0}, factory=WritingConnection)
+        self._writers = WriterPool(max_size=1, factory=WritingConnection, **self._pool_options({"busy_timeout": 0}))
         self._writers._limits = replace(self._writers._limits, trusted_for=_TRUSTED_FOR)
         if target.file is not None and not os.path.exists(target.file):
             sqlite3.connect(target.database, uri=target.uri).close()
-        self._readers = self._make_pool(self._max_readers, {}, read_only=True)
         self._writer = Writer(self._writers, target.file, self._say_who_reads)
-        with self._writer.gate.turn(self._deadline(self._timeout)), self._writers.connection() as conn:
+        self._claimants = claimants_of(self._writer.gate)
+        self._claimants.add(self._writer)
+        with WriterTurn(self._writer, self._deadline(self._timeout)), self._writers.connection() as conn:
             self._has_wal = conn.read_pragma("journal_mode") == "wal"
+        patience: dict[str, object] = {} if self._has_wal else {"busy_timeout": 0}  # we wait ourselves, see `ReadBlock`
+        options = self._pool_options(patience)
+        self._readers = ReaderPool(max_size=self._max_readers, read_only=True, factory=ReadingConnection, **options)
+        self._readers.writers = self._writers
+        self._readers.writer_first = self._writer_first
         self._wal = Wal(self._writer, target.file if self._has_wal else None, self._readers.leases)
         if self._has_wal:
             self._writer.watch = self._wal.watch
             self._writer.on_busy = self._warn
         self._group = GroupCommit(self._writer, self._max_queue, self.name)
 
-    def _make_pool(self, size: int, pragmas: Mapping[str, object], **options: Any) -> ConnectionPool[Connection]:
+    def _pool_options(self, pragmas: Mapping[str, object]) -> dict[str, Any]:
         opener = self._opener
-        return ConnectionPool(
-            opener.target.database,
-            max_size=size,
-            isolation_level=None,
-            timeout=self._timeout,
-            pragmas={**opener.pragmas, **pragmas},
-            setup=opener.setup,
-            if_replaced=self._if_replaced,
-            name=self.name,
-            **options,
-        )
+        return {
+            "database": opener.target.database,
+            "isolation_level": None,
+            "timeout": self._timeout,
+            "pragmas": {**opener.pragmas, **pragmas},
+            "setup": opener.setup,
+            "if_replaced": self._if_replaced,
+            "name": self.name,
+        }
 
     def __repr__(self) -> str:
         return f"<Database {self.name!r}, {'closed' if self._is_closed else 'open'}>"
@@ -109,6 +115,14 @@ class DatabaseParts:
     def _deadline(self, seconds: float | None) -> float | None:
         return None if seconds is None else monotonic() + seconds
 
+    def _is_enclosed(self, frame: FrameType) -> bool:
+        """Tell whether a block that has the right to write provably encloses `frame`."""
+        try:
+            self._claimants.refuse_to_wait(frame, self._writer)
+        except PoolDeadlock:
+            return True
+        return self._writer.enclosing(frame) is not None
+
     def _refuse_to_wait_for_ourselves(self, frame: FrameType) -> None:
         if self._opener.target.memory and self._writer.enclosing(frame) is not None:
             raise PoolDeadlock(
@@ -118,8 +132,26 @@ class DatabaseParts:
 
     def _recover(self, deadline: float | None) -> None:
         """Have the writer read, which undoes what somebody who died left half done."""
-        with self._writer.gate.turn(deadline), Lease(self._writers, time_left(deadline)) as conn:
+        with WriterTurn(self._writer, deadline), Lease(self._writers, time_left(deadline)) as conn:
             conn.read("SELECT 1 FROM sqlite_master LIMIT 1")
+
+    def _writer_first(self, deadline: float | None) -> None:
+        """Before a reader opens a connection: have the writer open the file that is there now, if it has another."""
+        writers, writer = self._writers, self._writer
+        if writers.has_current_file():
+            return
+        if self._is_enclosed(sys._getframe()):
+            raise FileReplaced(
+                f"the file of {self.name!r} was replaced while a block was open that writes, and encloses this call: "
+                "the file that is there now can be read when that block has ended"
+            )
+        try:
+            with WriterTurn(writer, deadline):
+                if not writers.has_current_file():
+                    writers.enter_current_file(deadline)
+                    writer.has_moved()
+        except WriteTimeout as error:
+            raise PoolTimeout(f"the file of {self.name!r} was replaced, and cannot be opened yet: {error}") from error
 
     def _say_who_reads(self) -> str:
         readers = self._readers.leases()
@@ -127,7 +159,7 @@ class DatabaseParts:
 
     def _warn(self) -> None:
         file = self._opener.target.file
-        if file is not None:
+        if file is not None and not is_inherited(file):  # then it is the lock that we had at the fork
             warn_of_wal_reset_bug(os.path.realpath(file))
 
     def _start_anew(self) -> None:

@@ -10,8 +10,9 @@ two locks, as where one person is served at a time and the next stands at the li
 
 The kernel lets go for a process that is killed. The database file itself is never opened: closing that descriptor
 would drop SQLite's own locks on it (https://www.sqlite.org/howtocorrupt.html, section 2.2). The two files are empty,
-stay when all are done, and may be deleted at any time: what depends on them is who comes first, never the safety of the
-data, which SQLite's own locks see to.
+and stay when all are done. Who deletes them while the database is in use lets two processes believe that it is their
+turn. SQLite's own locks still keep their writes apart, but on versions with the WAL-reset bug (see `wal.py`) it is the
+gate that keeps checkpoints and commits from overlapping, and so the data from harm.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import errno
 import os
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 
 if sys.platform == "win32":
     LOCK_EX, LOCK_NB, LOCK_UN = 2, 4, 8
@@ -31,10 +34,14 @@ if sys.platform == "win32":
 else:
     from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 
-# Who is first in the queue sleeps so long (seconds) before it tries, tries again, and blocks in `flock`. A process that
-# has just come in can make many turns of it meanwhile (`process_gate._SLICE`), and each change of process costs as much
-# as some turns do. If it makes none, the second in line has slept for little longer than it would have had to anyway.
-_PAUSES = (0.002, 0.005, 0.011)
+#: For so long (seconds) a process may take the file lock again and again, while others wait for it. Each change of
+#: process costs as much as some twenty writes, and longer slices lengthen every wait.
+SLICE = 0.04
+# Who is first in the queue looks whether the lock is free after so long (seconds), and blocks in `flock` a little
+# before the slice of the one that has it ends: not sooner, because each turn of that one would wake it in vain.
+_LOOKS = (0.002, 0.01, SLICE - 0.001)
+# The lock is free if it is so twice, so far apart (seconds): once may be between two turns of the same process.
+_ONCE_MORE = 0.0003
 _TRY = LOCK_EX | LOCK_NB
 _OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
@@ -50,6 +57,13 @@ class FileLock:
 
     _lock = _queue = -1
 
+    is_awaited = False
+    """Another process waited in the queue when we came there last."""
+    barge: Callable[[], object]
+    """Take the lock if it is free, even if others wait for it; raise `BlockingIOError` if it is not."""
+    unlock: Callable[[], object]
+    """Let go of the lock; does nothing if we do not have it."""
+
     def __init__(self, database: str) -> None:
         self._database = os.path.realpath(database)
 
@@ -57,13 +71,16 @@ class FileLock:
         """Open the two files, making them where they do not exist."""
         self.close()
         self._queue = _open(f"{self._database}-gate-queue", self._database)
-        self._lock = _open(f"{self._database}-gate", self._database)
+        self._lock = lock = _open(f"{self._database}-gate", self._database)
+        self.barge = partial(flock, lock, _TRY)
+        self.unlock = partial(flock, lock, LOCK_UN)
 
     def close(self) -> None:
         """Close the files. Lets go of the lock, unless a forked child has the same open files: there it stays as it is.
 
         A child must do this, and never `unlock`: that would be done to the parent's lock, which is the same.
         """
+        self.barge = self.unlock = _nothing
         lock, self._lock = self._lock, -1
         if lock >= 0:
             os.close(lock)
@@ -80,7 +97,9 @@ class FileLock:
         try:
             flock(self._queue, _TRY)
         except BlockingIOError:
+            self.is_awaited = True
             return False
+        self.is_awaited = False
         try:
             return self.try_to_barge()
         finally:
@@ -89,7 +108,7 @@ class FileLock:
     def try_to_barge(self) -> bool:
         """Take the lock if it is free, even if others wait for it; tell whether it was taken."""
         try:
-            flock(self._lock, _TRY)
+            self.barge()
         except BlockingIOError:
             return False
         return True
@@ -98,18 +117,21 @@ class FileLock:
         """Wait in the queue for the lock, for as long as it takes."""
         flock(self._queue, LOCK_EX)
         try:
-            for pause in _PAUSES:
-                time.sleep(pause)
+            began = time.monotonic()
+            for after in _LOOKS:
+                time.sleep(max(0.0, began + after - time.monotonic()))
                 if self.try_to_barge():
-                    return
+                    self.unlock()
+                    time.sleep(_ONCE_MORE)
+                    if self.try_to_barge():
+                        return
             flock(self._lock, LOCK_EX)
         finally:
             flock(self._queue, LOCK_UN)
 
-    def unlock(self) -> None:
-        """Let go of the lock; does nothing if we do not have it."""
-        if self._lock >= 0:
-            flock(self._lock, LOCK_UN)
+
+def _nothing() -> None:
+    pass
 
 
 def _open(path: str, database: str) -> int:

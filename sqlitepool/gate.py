@@ -126,6 +126,7 @@ class Gate(ProcessGate):
             token = locked(self._lock, self._line_up, waiter, deadline)
             while token is None:
                 if deadline is not None and monotonic() >= deadline:
+                    self._return_connection()
                     locked(self._lock, self._leave_line, waiter)  # already here, where an interruption is handled
                     raise WriteTimeout(self._why_not(monotonic() - waiter.since))
                 token = locked(self._lock, self._sleep, waiter, tries, deadline)
@@ -134,6 +135,19 @@ class Gate(ProcessGate):
             lost, token = token, None
             self._undo(lost)
             raise
+
+    def _return_connection(self) -> None:
+        """Have the connection that waits for the next transaction returned: there may be none before it is closed."""
+        token: Token | None = None
+        try:
+            token = self._free.pop()
+            if token.connection is not None:
+                token.return_connection()
+        except IndexError:
+            pass
+        finally:
+            if token is not None:
+                self._put(token)
 
     def _why_not(self, waited: float) -> str:
         holder = self.holder()
@@ -181,8 +195,8 @@ class Gate(ProcessGate):
             if self._line[0] is waiter and (rest := self._rests_until - monotonic()) > 0:
                 pause = rest
             elif self._free and self._line[0] is waiter:
-                # another process has the file lock, and nobody waits for it yet
-                if tries:
+                # another process has the file lock, and nobody here waits for it yet
+                if tries and not (self._file is not None and self._file.is_awaited):
                     pause = tries.popleft()
                 elif not self._ring():
                     pause = _WITHOUT_HELPER

@@ -5,7 +5,11 @@ connection, begins a transaction, runs job after job, each in a savepoint, commi
 others sleep, one lock each, and are woken once, when their job is done. It is the bus instead of so many cars: who
 comes while it stands at the stop gets on, and it leaves after a bounded time, full or not.
 
-The rules, each in one function of `GroupCommit`:
+Where nobody else is at the stop there is no need for a bus: whoever finds the queue empty and the right to write free
+runs the function at once, in a transaction of its own, without a lock or a queue (`run`). Where the last batch had
+several jobs, more will come, and they queue.
+
+The rules of the queue, each in one function of `GroupCommit`:
 
 1. While anything is queued, somebody leads: the thread of the job that is first in the queue, or, where that one was
    submitted and no thread waits for it, the background thread (`_appoint`).
@@ -31,6 +35,7 @@ from types import FrameType
 from typing import Any
 
 from sqlitepool import fork
+from sqlitepool.database_file import name_file
 from sqlitepool.errors import PoolTimeout, WriteTimeout
 from sqlitepool.fork import same_process
 from sqlitepool.group_queue import GroupQueue
@@ -38,7 +43,7 @@ from sqlitepool.job import Job, WriteFuture
 from sqlitepool.stats import MOST_PENDING, Tally
 from sqlitepool.transaction import Transaction
 from sqlitepool.waiting import locked, surely
-from sqlitepool.writer import Place, Writer, time_left
+from sqlitepool.writer import Writer, time_left
 from sqlitepool.writing_connection import CAN_REFUSE, lost
 
 # Where a job could commit by itself and not be noticed, each is committed alone.
@@ -62,11 +67,44 @@ class GroupCommit(GroupQueue):
         self.jobs = 0
         self.batches = 0
         self.waits = Tally()
+        self._is_alone = True  # the last batch had one job at most
 
     # -- what `Database` calls
 
     def run(self, job: Job, frame: FrameType) -> Any:
         """Run a job for the caller in `frame`; return what its function returned, after the COMMIT."""
+        if self._is_alone and self._leader is None and not self._queue and not self._thread_leads:
+            transaction = Transaction(self._writer, job.timeout)
+            try:
+                conn = transaction.try_to_begin(frame, job.since, sys._getframe(), wait=False)
+                if conn is not None:
+                    waited = monotonic() - job.since
+                    result = job.function(conn, *job.args)
+                    if transaction.inner:
+                        raise _left_open()
+                    now = monotonic()
+                    if now < self._writer.trusted_until or self._writer.has_same_file(now):
+                        transaction.commit()
+                        self.jobs += 1
+                        self.batches += 1
+                        waits = self.waits
+                        waits.append(waited)
+                        if len(waits) > MOST_PENDING:
+                            self.waits = waits.folded()
+                        transaction.end()
+                        return result
+                    transaction.end()
+            except BaseException as error:
+                if isinstance(error, Exception):
+                    self._name_file(error)
+                else:
+                    error.add_note(_said(transaction.was_committed(error)))
+                transaction.end()
+                raise
+        return self._run_in_group(job, frame)
+
+    def _run_in_group(self, job: Job, frame: FrameType) -> Any:
+        """Put a job into the queue, and lead or sleep until it is done."""
         job.frame = frame
         try:
             if not same_process[0]:
@@ -153,7 +191,7 @@ class GroupCommit(GroupQueue):
     def _lead(self, own: Job) -> None:
         """Run one batch on behalf of `own`. If it cannot even be begun, that is the error of `own`."""
         batch: list[Job] = []
-        transaction = Transaction(self._writer)
+        transaction = Transaction(self._writer, None)
         try:
             self._run_batch(transaction, batch, own)
         except BaseException as interruption:
@@ -170,7 +208,8 @@ class GroupCommit(GroupQueue):
             return
         try:
             frame = sys._getframe()
-            transaction.begin(on_behalf.timeout, on_behalf.since, on_behalf.frame or frame, Place(frame, True))
+            transaction._timeout = on_behalf.timeout
+            transaction.begin(on_behalf.frame or frame, on_behalf.since, frame)
         except Exception as error:
             if locked(self._lock, self._take_back_failed, on_behalf):
                 on_behalf.error = error
@@ -181,24 +220,27 @@ class GroupCommit(GroupQueue):
             return
         failed = self._fill(transaction, batch, own)
         alone = False
-        if failed is None and batch:
+        if failed is None and batch and self._writer.has_same_file(monotonic()):
             try:
                 transaction.commit()
             except (sqlite3.Error, PoolTimeout) as error:
+                self._name_file(error)
                 if not transaction.is_committed:
                     alone = True
                     if len(batch) == 1:
                         failed = batch[0]
                         failed.error = error
-        transaction.end()
-        if transaction.is_committed:
-            self.jobs += len(batch)
+        is_committed = transaction.is_committed
+        if is_committed:
+            self.jobs += sum(job.error is None for job in batch)
             self.batches += 1
-        else:
+        transaction.end()
+        if not is_committed:
             if failed is not None:
                 surely(self._lock, self._settle, [failed])
             surely(self._lock, self._requeue, batch, alone)
-        self._finish(batch if transaction.is_committed else [failed] if failed is not None else [], own)
+        self._is_alone = len(batch) <= 1 and not self._queue
+        self._finish(batch if is_committed else [failed] if failed is not None else [], own)
 
     def _fill(self, transaction: Transaction, batch: list[Job], own: Job | None) -> Job | None:
         """Run job after job. Return the one that lost the whole transaction, if one did."""
@@ -227,12 +269,13 @@ class GroupCommit(GroupQueue):
             job.result = job.function(conn, *job.args)
             if transaction.is_lost:
                 raise lost()
-            if len(transaction.blocks) != 1:
-                raise RuntimeError("the function ended before a write block that it had begun")
+            if transaction.inner:
+                raise _left_open()
             if saved:
                 transaction.release()
             return True
         except Exception as error:
+            self._name_file(error)
             job.error = error
         except BaseException as error:
             if own is not None:
@@ -240,7 +283,7 @@ class GroupCommit(GroupQueue):
                 raise
             job.error = error
         job.result = None
-        del transaction.blocks[1:]
+        transaction.inner = ()
         if transaction.is_lost:
             return False
         try:
@@ -252,6 +295,9 @@ class GroupCommit(GroupQueue):
             transaction.break_up()
             return False
         return True
+
+    def _name_file(self, error: Exception) -> None:
+        name_file(error, self._writer.gate.database, "in a function that writes, or when it was committed")
 
     def _finish(self, done: list[Job], own: Job | None) -> None:
         """Tell the callers, and pass on the lead."""
@@ -272,8 +318,7 @@ class GroupCommit(GroupQueue):
             if job is not own and job.is_done:
                 job.ring()
         if is_own:
-            said = "has been committed" if committed else "has not been committed"
-            interruption.add_note(f"sqlitepool: the write of this call {said}")
+            interruption.add_note(_said(committed))
 
     # -- the background thread
 
@@ -287,7 +332,7 @@ class GroupCommit(GroupQueue):
 
     def _run_for_nobody(self) -> None:
         batch: list[Job] = []
-        transaction = Transaction(self._writer)
+        transaction = Transaction(self._writer, None)
         try:
             self._run_batch(transaction, batch, None)
         except BaseException as error:  # nobody would see it; the job that is first in line does
@@ -317,3 +362,11 @@ class GroupCommit(GroupQueue):
                     future.set_result(job.result)
             job.error = job.result = None
             locked(self._lock, self._note_resolved, job)
+
+
+def _left_open() -> RuntimeError:
+    return RuntimeError("the function ended before a write block that it had begun")
+
+
+def _said(is_committed: bool) -> str:
+    return f"sqlitepool: the write of this call has {'been' if is_committed else 'not been'} committed"

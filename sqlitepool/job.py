@@ -23,10 +23,14 @@ class Job:
         at_home: only its own thread runs it, because it ended another's call.
     """
 
-    __slots__ = (
-        "alone", "args", "at_home", "error", "frame", "function", "future", "is_atomic", "is_done", "result", "since",
-        "timeout", "wake",
-    )  # fmt: skip
+    future: WriteFuture | None = None
+    wake: threading.Lock | None = None
+    frame: FrameType | None = None
+    is_done = False
+    alone = False
+    at_home = False
+    result: Any = None
+    error: BaseException | None = None
 
     def __init__(
         self, function: Callable[..., Any], args: tuple[Any, ...], timeout: float | None, is_atomic: bool = False
@@ -36,12 +40,6 @@ class Job:
         self.timeout = timeout
         self.since = monotonic()
         self.is_atomic = is_atomic
-        self.future: WriteFuture | None = None
-        self.wake: threading.Lock | None = None
-        self.frame: FrameType | None = None
-        self.is_done = self.alone = self.at_home = False
-        self.result: Any = None
-        self.error: BaseException | None = None
 
     @property
     def deadline(self) -> float | None:

@@ -10,16 +10,19 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 from sqlitepool import fork
+from sqlitepool.claimants import Claimants, caller
 from sqlitepool.cleaning import end_block, retire
 from sqlitepool.connection import Target, normalise_path, open_connection
+from sqlitepool.database_file import name_file
+from sqlitepool.database_pools import WriterTurn
 from sqlitepool.errors import PoolDeadlock
 from sqlitepool.tracking import Connection
 from sqlitepool.turn import Turn
-from sqlitepool.writer import Writer, time_left
+from sqlitepool.writer import Place, Writer, time_left
 
 # A backup copies so many pages at a time; in between Ctrl-C and `progress` have their chance.
 _PAGES = 1000
@@ -50,10 +53,12 @@ class Opener:
 class IsolatedBlock:
     """One block with a connection of its own. Made by `Database.isolated`; to be entered once at a time."""
 
-    __slots__ = ("_conn", "_opener", "_timeout", "_turn", "_writer")
+    __slots__ = ("__weakref__", "_claimants", "_conn", "_opener", "_place", "_timeout", "_turn", "_writer")
 
-    def __init__(self, writer: Writer, opener: Opener, timeout: float | None) -> None:
+    def __init__(self, writer: Writer, opener: Opener, timeout: float | None, claimants: Claimants) -> None:
         self._writer = writer
+        self._claimants = claimants
+        self._place: Place | None = None
         self._opener = opener
         self._timeout = timeout
         self._turn: Turn | None = None
@@ -62,15 +67,18 @@ class IsolatedBlock:
     def __enter__(self) -> Connection:
         if self._turn is not None:
             raise RuntimeError("this block is in use: call db.isolated() once for each with block")
-        frame = sys._getframe(1)
+        frame = caller(sys._getframe(1))
         if self._writer.enclosing(frame) is not None:
             raise PoolDeadlock(
                 "db.isolated() inside a write block would wait for that block to end: use one of the two"
             )
+        self._claimants.refuse_to_wait(frame, self._writer)
         deadline = None if self._timeout is None else monotonic() + self._timeout
         try:
-            self._turn = turn = self._writer.gate.turn(deadline)
+            self._turn = turn = WriterTurn(self._writer, deadline)
             turn.enter(frame)
+            self._place = Place(frame)
+            self._claimants.add(self)
             left = time_left(deadline)
             patience = 2**31 - 1 if left is None else int(left * 1000)
             self._conn = conn = self._opener.open(deadline, read_only=False, busy_timeout=min(patience, 2**31 - 1))
@@ -83,8 +91,10 @@ class IsolatedBlock:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         conn, self._conn = self._conn, None
-        turn = self._turn
+        turn, self._place = self._turn, None
         try:
+            if error is not None:
+                name_file(error, self._opener.target.file, "in an isolated block")
             if conn is not None and turn is not None and turn.is_held:
                 try:
                     end_block(conn, kind is None)
@@ -96,6 +106,15 @@ class IsolatedBlock:
             self._turn = None
             if turn is not None:
                 turn.leave()
+            self._claimants.remove(self)
+
+    def enclosing(self, frame: FrameType | None) -> IsolatedBlock | None:
+        """Return this block if it has the right to write, and provably encloses `frame`."""
+        place, turn, stack = self._place, self._turn, set()
+        while frame is not None:
+            stack.add(id(frame))
+            frame = frame.f_back
+        return self if place is not None and place.encloses(stack) and turn is not None and turn.is_held else None
 
 
 def back_up(

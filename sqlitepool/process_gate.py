@@ -4,9 +4,10 @@ A process that came in by the queue of `file_lock.py` may take the lock again an
 threads, while others wait; then it goes to the end of the queue. It lets go after every turn for which nobody in the
 process waits, so a process that does nothing keeps nobody out.
 
-How a process waits for another. The thread that is first in line makes a few quick tries. Then a helper thread blocks
-in `flock` for the whole process, because `flock` knows no timeout, and hands what it gets to whoever is first in line
-by then. The helper starts when it is needed, and ends when it was not for some seconds.
+How a process waits for another. The thread that is first in line makes a few quick tries, unless another process waits
+in the queue. Then a helper thread blocks in `flock` for the whole process, because `flock` knows no timeout, and hands
+what it gets to whoever is first in line by then. The helper starts when it is needed, and ends when it was not for some
+seconds.
 """
 
 from __future__ import annotations
@@ -16,14 +17,11 @@ import warnings
 from _thread import LockType, allocate_lock, start_new_thread
 from time import monotonic
 
-from sqlitepool.file_lock import FileLock
+from sqlitepool.file_lock import SLICE, FileLock
 from sqlitepool.limits import NEVER
 from sqlitepool.turn import Token
 from sqlitepool.waiting import locked
 
-# For so long (seconds) a process may take the file lock again and again, while others wait for it. With shorter slices
-# more time is lost between processes; longer ones (30, 40 ms) gained nothing measurable, and lengthen every wait.
-_SLICE = 0.02
 # The helper thread ends when nobody needed it for so long (seconds).
 _HELPER_STAYS = 5.0
 
@@ -108,14 +106,18 @@ class ProcessGate:
             return True
         try:
             if now < token.slice_ends:
-                token.has_file = file.try_to_barge()
+                file.barge()
             elif file.try_to_queue():
-                token.has_file = True
-                token.slice_ends = now + _SLICE
+                token.slice_ends = now + SLICE
+            else:
+                return False
+        except BlockingIOError:
+            return False
         except OSError as error:
             self._do_without_file(error)
             return True
-        return token.has_file
+        token.has_file = True
+        return True
 
     def _leave_file(self, token: Token) -> None:
         if self._file is not None:
@@ -181,10 +183,11 @@ class ProcessGate:
     def _run_errand(self, token: Token) -> None:
         file = self._file
         try:
+            token.return_connection()  # it may be closed meanwhile
             if file is not None:
                 file.wait()
                 token.has_file = True
-                token.slice_ends = monotonic() + _SLICE
+                token.slice_ends = monotonic() + SLICE
         except OSError as error:
             self._do_without_file(error)
         locked(self._lock, self._put_back, token)

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from time import monotonic
 from types import EllipsisType, TracebackType
 
+from sqlitepool.claimants import caller
 from sqlitepool.connection_pool import ConnectionPool
+from sqlitepool.database_file import name_file
 from sqlitepool.errors import PoolTimeout, QueryTimeout
 from sqlitepool.fork import same_process
 from sqlitepool.lease import Lease, note_place
@@ -48,13 +50,13 @@ class ReadBlock(Lease[Connection]):
         since = monotonic()
         try:
             conn = super().__enter__()
-        except sqlite3.OperationalError as error:
-            explain(error, None)
+        except sqlite3.Error as error:
+            explain(error, None, self._file())
             raise
         try:
             slot = self._slot
             assert slot is not None
-            frame = sys._getframe(1)
+            frame = caller(sys._getframe(1))
             note_place(slot, frame)
             slot.frame = id(frame)
             _execute(conn, "BEGIN")
@@ -86,7 +88,10 @@ class ReadBlock(Lease[Connection]):
             slot = None
             super().__exit__(kind, error, traceback)
         if error is not None:
-            explain(error, limit)
+            explain(error, limit, self._file())
+
+    def _file(self) -> str | None:
+        return self._pool._target.file if isinstance(self._pool, ConnectionPool) else None
 
     def _take_snapshot(self, conn: Connection, deadline: float | None) -> None:
         """Read something, when no writer is in the way."""
@@ -108,8 +113,9 @@ class ReadBlock(Lease[Connection]):
         )
 
 
-def explain(error: BaseException, limit: TimeLimit | None) -> None:
+def explain(error: BaseException, limit: TimeLimit | None, file: str | None) -> None:
     """Say in `error` what to do, if it came from a reader that wrote; raise ours if it was a time limit, or a lock."""
+    name_file(error, file, "while reading")
     code = getattr(error, "sqlite_errorcode", None)
     if code is None or not isinstance(error, sqlite3.OperationalError):
         return

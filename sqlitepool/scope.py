@@ -138,13 +138,15 @@ class OpenScope(Generic[T]):
         """Return the item before the scope ends; the next `get` takes one anew. What is uncommitted is rolled back."""
         self._end(None)
 
-    def close(self) -> None:
-        """End the scope, and return its item. What is uncommitted is rolled back, with a warning if it is a connection.
+    def close(self, *, failed: bool = False) -> None:
+        """End the scope, and return its item. May be called again, and on any thread.
 
-        May be called again, and on any thread.
+        Args:
+            failed: what was done in the scope has failed. What is uncommitted is rolled back in any case, but with a
+                warning where it had not.
         """
         self.is_closed = True
-        self._end(None)
+        self._end(False if failed else None)
 
     def run(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Return `function(*args, **kwargs)`, called with this as the scope that is open."""

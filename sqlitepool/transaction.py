@@ -4,9 +4,12 @@ The order is always the same. The gate first, so that who waits has nothing that
 nobody else can have by then; then the lock of SQLite. Inside this process that lock is free by now; a process that does
 not come through the gate may have it, so BEGIN is tried again until the deadline. `SQLITE_BUSY` never gets out of here.
 
-How nothing is lost. The turn at the gate and the lease of the connection are attributes of the `Transaction`. A call
-that is interrupted lets go of both; where it cannot, they die with the transaction, and gate and pool take back what
-they lent. That is why the writer knows its transaction by a weak reference only.
+How nothing is lost. A `Transaction` is its turn at the gate. It has the token, and the token has the loan of the
+connection. A call that is interrupted lets go of both; where it cannot, they die with the transaction, and gate and
+pool take back what they lent. That is why the writer knows its transaction by a weak reference only.
+
+How it is quick. After a COMMIT the connection, proved clean, stays with the token, and is there for the transaction
+after it. Whoever takes a turn for something else has it returned to the pool first (`Turn.enter`).
 """
 
 from __future__ import annotations
@@ -18,13 +21,15 @@ from types import FrameType
 
 from sqlitepool import fork
 from sqlitepool.cleaning import _close_handles as close_handles
+from sqlitepool.cleaning import clean
+from sqlitepool.database_file import is_inherited
 from sqlitepool.errors import PoolTimeout, WriteTimeout
 from sqlitepool.fork import same_process
-from sqlitepool.lease import Lease
+from sqlitepool.lease import Lease, _enter_thread, _here
 from sqlitepool.stats import MOST_PENDING
 from sqlitepool.tracking import Connection
-from sqlitepool.turn import Turn
-from sqlitepool.writer import Place, Writer, insist, is_busy, time_left
+from sqlitepool.turn import Token, Turn
+from sqlitepool.writer import Block, Place, Writer, insist, is_busy, time_left
 from sqlitepool.writing_connection import BEGIN, COMMIT, ROLLBACK, lost
 
 _SAVEPOINT, _RELEASE, _ROLL_BACK_TO = "SAVEPOINT sqlitepool", "RELEASE sqlitepool", "ROLLBACK TO sqlitepool"
@@ -32,120 +37,174 @@ _SAVEPOINT, _RELEASE, _ROLL_BACK_TO = "SAVEPOINT sqlitepool", "RELEASE sqlitepoo
 _Cursor = sqlite3.Cursor  # `Connection.execute` would call the `cursor` method of our subclass
 
 
-class Transaction:
+class Transaction(Turn, Block):
     """One transaction. `begin` and `end` are a pair; between them `conn` is the connection.
 
+    It is the place of its outermost block as well.
+
+    Args:
+        writer: where it is to be made.
+        timeout: for how long, in seconds, it may wait for its beginning, and for its end; None for ever.
+
     Attributes:
-        blocks: the open blocks, the outermost first: each but the first is a savepoint.
+        conn: the connection, None while there is none.
+        frame: the `id` of the frame of the outermost block, 0 if no block is open.
+        inner: the open blocks that are savepoints, the outermost first.
         is_committed: COMMIT has succeeded.
     """
 
     __slots__ = (
-        "__weakref__", "_cursor", "_is_committing", "_lease", "_patience", "_turn", "_writer", "blocks", "conn",
-        "is_committed",
+        "__weakref__", "_cursor", "_is_committing", "_timeout", "_writer", "code", "conn", "frame", "inner",
+        "instruction", "is_certain", "is_committed",
     )  # fmt: skip
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer, timeout: float | None) -> None:
         self._writer = writer
-        self._turn: Turn | None = None
-        self._lease: Lease[Connection] | None = None
-        self._patience: float | None = None
-        self._is_committing = False
-        self.blocks: list[Place] = []
+        self._timeout = timeout
+        self._token = None
         self._cursor: sqlite3.Cursor | None = None
+        self._is_committing = False
         self.conn: Connection | None = None
+        self.frame = 0
+        self.is_certain = False
+        self.inner: tuple[Place, ...] = ()
         self.is_committed = False
 
     # -- the whole of it
 
-    def begin(self, timeout: float | None, since: float, frame: FrameType, place: Place) -> Connection:
+    def begin(self, frame: FrameType, since: float | None = None, block: FrameType | None = None) -> Connection:
         """Wait for the right to write, and begin.
 
         Args:
-            timeout: for how long, in seconds, None for ever.
-            since: from when on, on the clock of `time.monotonic()`.
             frame: who is named as the one that has the right to write.
-            place: the outermost block.
+            since: from when on the time is counted, on the clock of `time.monotonic()`; from now on by default.
+            block: the frame that will end the transaction for sure; by default it is the `with` block of `frame`.
 
         Raises:
             WriteTimeout: it could not be had in time.
         """
+        if since is None:
+            since = monotonic()
+        while True:
+            conn = self.try_to_begin(frame, since, block)
+            if conn is not None:
+                return conn
+
+    def try_to_begin(
+        self, frame: FrameType, since: float, block: FrameType | None = None, wait: bool = True
+    ) -> Connection | None:
+        """Begin as `begin` does; None if the gate has to be passed again, being another, or if it would take a `wait`
+        that is not wanted.
+        """
         writer = self._writer
-        deadline = None if timeout is None else since + timeout
-        self._patience = timeout
+        self._gate = writer.gate
         try:
-            conn = self._take_connection(deadline, frame)
-            while conn is None:
-                conn = self._take_connection(deadline, frame)
+            try:
+                token = self._take(since, self._timeout, wait)
+            except WriteTimeout as error:
+                raise WriteTimeout(f"{error}{writer.say_more()}") from None
+            if token is None:
+                return None
+            if writer.gate is not self._gate:  # the file was replaced while we waited: to the gate of the new one
+                self.leave()
+                return None
+            began = token.since
+            if token.clean_for is writer.pool and (began < writer.trusted_until or writer.has_same_file(began)):
+                token.clean_for = None
+                lease = token.connection
+            else:
+                lease = self._take_connection(token, frame, since)
+            if lease is None:
+                return None
+            slot = lease._slot
+            assert slot is not None
+            slot.code = self.code = frame.f_code
+            slot.instruction = self.instruction = frame.f_lasti
+            try:
+                slot.borrower = _here.borrower
+            except AttributeError:
+                slot.borrower = _enter_thread()
+            conn: Connection = slot.item
+            self.conn = conn
             self._cursor = cursor = _Cursor(conn)
             try:
                 cursor.execute(BEGIN)
             except sqlite3.OperationalError as error:
                 if not is_busy(error):
                     raise
-                insist(cursor, BEGIN, deadline, self._why_no_begin, writer.on_busy)
+                insist(cursor, BEGIN, self._deadline_from(since), self._why_no_begin, writer.on_busy)
+                token.since = began = monotonic()
             waits = writer.waits
-            waits.append(monotonic() - since)
+            waits.append(began - since)
             if len(waits) > MOST_PENDING:
                 writer.waits = waits.folded()
-            self.blocks.append(place)
+            if block is not None:
+                frame = block
+                self.is_certain = True
+            self.frame = id(frame)
             writer._current = weakref.ref(self)
             return conn
         except BaseException:
             self.end()
             raise
 
-    def _take_connection(self, deadline: float | None, frame: FrameType) -> Connection | None:
-        """Take the right to write and the connection; None if the gate has to be passed again, being another."""
+    def _deadline_from(self, since: float) -> float | None:
+        return None if self._timeout is None else since + self._timeout
+
+    def _take_connection(self, token: Token, frame: FrameType, since: float) -> Lease[Connection] | None:
+        """Take the connection from its pool; None, without the right to write, if it leads to another file."""
         writer = self._writer
-        self._turn = turn = writer.gate.turn(deadline)
+        token.return_connection()
+        token.note(frame)
+        token.connection = lease = Lease(writer.pool, time_left(self._deadline_from(since)))
         try:
-            turn.enter(frame)
-        except WriteTimeout as error:
-            raise WriteTimeout(f"{error}{writer.say_more()}") from None
-        self._lease = lease = Lease(writer.pool, time_left(deadline))
-        try:
-            self.conn = conn = lease.__enter__()
+            lease.__enter__()
         except sqlite3.OperationalError as error:  # it was opened just now
             if not is_busy(error):
                 raise
             raise self._why_no_begin() from error
         slot = lease._slot
         assert slot is not None
-        slot.code = frame.f_code
-        slot.instruction = frame.f_lasti
-        slot.frame = id(frame)
+        slot.frame = 0  # nobody can wait for it in a block that it encloses
         if slot.checkouts == 1 and writer.has_moved():  # a new connection: to which file?
-            self._let_go()
+            token.return_connection()
+            self.leave()
             return None
-        return conn
+        return lease
 
     def end(self) -> None:
         """End what is left of the transaction: roll back what was not committed, give back what was taken."""
-        self.blocks.clear()
+        self.frame = 0
+        self.inner = ()
+        token = self._token
+        if token is None:
+            return
+        is_kept = False
         try:
             conn = self.conn
-            if conn is not None and conn.in_transaction and self._is_ours():
-                roll_back(conn)
+            if conn is not None:
+                self.conn = self._cursor = None
+                lease, pool = token.connection, self._writer.pool
+                slot = None if lease is None else lease._slot
+                if self.is_committed and slot is not None and not pool._attention and clean(conn):
+                    slot.borrower = None  # it is in nobody's hands
+                    token.clean_for = pool
+                    is_kept = True
+                elif conn.in_transaction and self._is_ours():
+                    roll_back(conn)
         finally:
-            self._let_go()
-
-    def _let_go(self) -> None:
-        self.conn = self._cursor = None
-        try:
-            lease, self._lease = self._lease, None
-            if lease is not None:
-                lease.__exit__(BaseException, None, None)  # so that nothing that was left open is committed
-        finally:
-            turn, self._turn = self._turn, None
-            if turn is not None:
-                turn.leave()
+            try:
+                if not is_kept:
+                    token.return_connection()
+            finally:
+                token = None
+                self.leave()
 
     def _is_ours(self) -> bool:
         """Tell whether the connection may be used: not in a child that was forked inside of the block."""
         if not same_process[0]:
             fork.start_anew()
-        return self._turn is not None and self._turn.is_held
+        return self.is_held
 
     # -- its parts
 
@@ -162,7 +221,9 @@ class Transaction:
             sqlite3.Error: it failed. The transaction may still be open: `end` sees to that.
         """
         conn, cursor = self.conn, self._cursor
-        if conn is None or cursor is None or not self._is_ours():
+        if not same_process[0]:
+            fork.start_anew()
+        if conn is None or cursor is None or self._gate._token() is not self._token:
             return  # a forked child leaves its parent's block
         if not conn.in_transaction:
             raise lost()
@@ -173,8 +234,7 @@ class Transaction:
             if not is_busy(error):
                 raise
             close_handles(conn)  # a half-read RETURNING makes COMMIT fail
-            deadline = None if self._patience is None else monotonic() + self._patience
-            insist(_Cursor(conn), COMMIT, deadline, self._why_no_commit)
+            insist(_Cursor(conn), COMMIT, self._deadline_from(monotonic()), self._why_no_commit)
         self.is_committed = True
         self._writer.commits += 1
         self._writer.watch(conn)
@@ -186,7 +246,7 @@ class Transaction:
         if conn.in_transaction:
             roll_back(conn)
         self._cursor = cursor = _Cursor(conn)
-        insist(cursor, BEGIN, None if self._patience is None else monotonic() + self._patience, self._why_no_begin)
+        insist(cursor, BEGIN, self._deadline_from(monotonic()), self._why_no_begin)
 
     def was_committed(self, error: BaseException) -> bool:
         """Tell whether it is committed, after `error` interrupted `commit`. Needs the connection."""
@@ -204,7 +264,7 @@ class Transaction:
             raise lost()
         self._cursor.execute(_SAVEPOINT)
         if place is not None:
-            self.blocks.append(place)
+            self.inner += (place,)
 
     def release(self) -> None:
         """End the part since the last savepoint: keep it."""
@@ -229,9 +289,14 @@ class Transaction:
     # -- what to say
 
     def _why_no_begin(self) -> WriteTimeout:
+        file = self._gate.database
+        if file is not None and is_inherited(file):
+            who = "the process that forked this one, which was writing at that moment, or by somebody who does"
+        else:
+            who = "somebody who does"
         return WriteTimeout(
             f"the right to write to {self._writer.pool.name!r} could not be had in time: the lock of SQLite is held by "
-            "somebody who does not come through the gate, another program or a connection of its own"
+            f"{who} not come through the gate, another program or a connection of its own"
         )
 
     def _why_no_commit(self) -> WriteTimeout:

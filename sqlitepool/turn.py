@@ -15,14 +15,14 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from itertools import islice
 from threading import get_ident
 from time import monotonic
 from types import CodeType, FrameType, TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlitepool import fork
 from sqlitepool.fork import same_process
+from sqlitepool.lease import Lease, place
 from sqlitepool.limits import NEVER
 from sqlitepool.stats import LeaseInfo
 
@@ -49,7 +49,7 @@ class GateHolder(LeaseInfo):
 
 
 class Token:
-    """The right to write. Who has it in hands is the only one to touch it, and the gate's file lock.
+    """The right to write. Who has it in hands is the only one to touch it, the gate's file lock, and the connection.
 
     Attributes:
         has_file: the file lock is ours. While the token is free, this is so only if a waiter is on its way to it.
@@ -58,19 +58,15 @@ class Token:
         thread_name, thread_id, code, instruction: who began it, and where. Not the `Thread`: in a child of a fork that
             Python does not know of, CPython 3.13 crashes when the object of a thread of the parent is dropped.
         last_sql: what `Turn.note_sql` was told.
+        connection: the loan of the writing connection, if the last turn was a transaction: see `Transaction`. Its slot
+            then says who has the turn, and where that began.
+        clean_for: the pool of that connection, if the next transaction may have it as it is.
     """
 
     __slots__ = (
-        "__weakref__",
-        "code",
-        "has_file",
-        "instruction",
-        "last_sql",
-        "since",
-        "slice_ends",
-        "thread_id",
-        "thread_name",
-    )
+        "__weakref__", "clean_for", "code", "connection", "has_file", "instruction", "last_sql", "since", "slice_ends",
+        "thread_id", "thread_name",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.has_file = False
@@ -81,16 +77,37 @@ class Token:
         self.code: CodeType | None = None
         self.instruction = 0
         self.last_sql: str | None = None
+        self.connection: Lease[Any] | None = None
+        self.clean_for: object = None
+
+    def return_connection(self) -> None:
+        """Return the connection to its pool, which undoes what was left open, and proves it clean."""
+        lease, self.connection = self.connection, None
+        self.clean_for = None
+        if lease is not None:
+            lease.__exit__(BaseException, None, None)  # so that nothing is committed
+
+    def note(self, frame: FrameType) -> None:
+        """Write down who has the turn, and where it began."""
+        self.thread_name = _thread().name
+        self.thread_id = get_ident()
+        self.code = frame.f_code
+        self.instruction = frame.f_lasti
+        self.last_sql = None
 
     def describe(self) -> GateHolder | None:
         """Tell who has a turn; None if nobody has."""
-        code, since = self.code, self.since
+        name, ident, code, instruction, since = (
+            self.thread_name, self.thread_id, self.code, self.instruction, self.since,
+        )  # fmt: skip
+        slot = None if self.connection is None else self.connection._slot
+        if slot is not None and slot.borrower is not None:
+            thread = slot.borrower.thread
+            name, ident, code, instruction = thread.name, thread.ident or 0, slot.code, slot.instruction
         if not since or code is None:
             return None
         age = monotonic() - since
-        position = next(islice(code.co_positions(), self.instruction // 2, None), (None,))
-        where = f"{code.co_filename}:{position[0] or code.co_firstlineno} in {code.co_qualname}"
-        return GateHolder(self.thread_name, self.thread_id, time.time() - age, age, where, self.last_sql)
+        return GateHolder(name, ident, time.time() - age, age, place(code, instruction), self.last_sql)
 
 
 class Turn:
@@ -136,6 +153,21 @@ class Turn:
         """
         if self._token is not None:
             raise RuntimeError("this turn has the right to write already: call gate.turn() once for each")
+        try:
+            token = self._take(0.0, self._deadline)
+            assert token is not None
+            if token.connection is not None:
+                token.return_connection()
+            token.note(frame if frame is not None else _frame(1))
+        except BaseException:
+            self.leave()
+            raise
+
+    def _take(self, since: float, timeout: float | None, wait: bool = True) -> Token | None:
+        """Take the token, and return it; None, without a `wait`, if somebody is in the way.
+
+        The time is counted from `since` on; to wait until a deadline, count from 0.0 on.
+        """
         gate = self._gate
         token: Token | None = None
         back: Token | None
@@ -152,16 +184,15 @@ class Turn:
                         gate._free.append(back)
                         back = None
             if token is None:
-                token = gate._wait(self._deadline)
+                if not wait:
+                    if gate._quick_until < NEVER:  # somebody may have looked for the token meanwhile
+                        gate._attend()
+                    return None
+                token = gate._wait(None if timeout is None else since + timeout)
                 now = monotonic()
-            if frame is None:
-                frame = _frame(1)
-            token.thread_name = _thread().name
-            token.thread_id = get_ident()
-            token.code = frame.f_code
-            token.instruction = frame.f_lasti
             token.since = now
             self._token = token
+            return token
         except BaseException:
             self._token = back = None
             lost, token = token, None
@@ -177,12 +208,10 @@ class Turn:
             if not same_process[0]:
                 fork.start_anew()
             token, self._token = self._token, None
-            if token is None or not gate._knows(token):
+            if token is None or gate._token() is not token:
                 return
             token.since = 0.0
-            token.last_sql = None
-            attention = gate._quick_until < NEVER
-            if token.has_file and (not attention or monotonic() >= token.slice_ends):
+            if token.has_file and (gate._quick_until >= NEVER or monotonic() >= token.slice_ends):
                 gate._leave_file(token)
             back, token = token, None
             gate._free.append(back)

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 
+from sqlitepool.database_pools import WriterTurn
 from sqlitepool.lease import Lease
 from sqlitepool.limits import NEVER
 from sqlitepool.stats import LeaseInfo
@@ -113,7 +114,7 @@ class Wal:
         """Copy the log into the database and empty it; give way to writers while readers are in the way."""
         pause = _PAUSE
         while True:
-            with self._writer.gate.turn(deadline), Lease(self._writer.pool, time_left(deadline)) as conn:
+            with WriterTurn(self._writer, deadline), Lease(self._writer.pool, time_left(deadline)) as conn:
                 end = monotonic() + _PATIENCE
                 result = self._cut(conn, end if deadline is None else min(end, deadline))
             left = time_left(deadline)

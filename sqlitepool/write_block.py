@@ -7,100 +7,111 @@ whose work must not be committed, or rolled back, with it.
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 from time import monotonic
 from types import TracebackType
 
 from sqlitepool import fork
+from sqlitepool.claimants import CONTEXTLIB, Claimants, caller
+from sqlitepool.database_file import name_file
 from sqlitepool.fork import same_process
 from sqlitepool.tracking import Connection
 from sqlitepool.transaction import Transaction
 from sqlitepool.writer import Place, Writer
 
+_frame = sys._getframe
 
-class WriteBlock:
-    """One write block. Made by `Database.write`; to be entered once at a time."""
 
-    __slots__ = ("_place", "_timeout", "_transaction", "_writer")
+class WriteBlock(Transaction):
+    """One write block: a transaction, if none encloses it. Made by `Database.write`; to be entered once at a time."""
 
-    def __init__(self, writer: Writer, timeout: float | None) -> None:
-        self._writer = writer
-        self._timeout = timeout
-        self._transaction: Transaction | None = None
-        self._place: Place | None = None
+    __slots__ = ("_claimants", "_is_entered", "_outer", "_place")
 
-    def __enter__(self) -> Connection:
-        if self._transaction is not None:
+    _place: Place
+
+    def __init__(self, writer: Writer, timeout: float | None, claimants: Claimants) -> None:
+        Transaction.__init__(self, writer, timeout)
+        self._claimants = claimants
+        self._is_entered = False
+        self._outer: Transaction | None = None
+
+    def __enter__(self) -> Connection:  # type: ignore[override]  # a turn is not a transaction to its users
+        if self._is_entered:
             raise RuntimeError("this write block is in use: call db.write() once for each with block")
-        since = monotonic()
-        frame = sys._getframe(1)
-        place = Place(frame)
+        frame = _frame(1)
+        if frame.f_code.co_filename == CONTEXTLIB:
+            frame = caller(frame)
         try:
+            self._is_entered = True
             outer = self._writer.enclosing(frame)
             if outer is None:
-                self._transaction = transaction = Transaction(self._writer)
-                self._place = place
-                return transaction.begin(self._timeout, since, frame, place)
+                if len(self._claimants.known) > 1:
+                    self._claimants.refuse_to_wait(frame, self._writer)
+                self.is_committed = self._is_committing = False
+                return self.try_to_begin(frame, monotonic()) or self.begin(frame)
+            self._place = place = Place(frame)
+            self._outer = outer
             outer.save(place)
-            self._transaction = outer
-            self._place = place
             conn = outer.conn
             assert conn is not None  # `save` has looked
             return conn
         except BaseException:
-            self._transaction = self._place = None
+            self._outer = None
+            self._is_entered = False
             raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        transaction, place = self._transaction, self._place
         try:
-            if transaction is None or place is None:
-                return
-            if not transaction.blocks or transaction.blocks[0] is place:
-                self._end(transaction, kind is None)
-            else:
-                _end_inner(transaction, place, kind is None)
-        finally:
-            self._transaction = self._place = None
-
-    def _end(self, transaction: Transaction, commit: bool) -> None:
-        """End the outermost block, and with it the transaction."""
-        try:
-            if commit and transaction.blocks:
-                if len(transaction.blocks) > 1:
+            if isinstance(error, sqlite3.Error):
+                self._name_file(error, "in the")
+            if self._outer is not None:
+                self._end_inner(self._outer, kind is None)
+            elif kind is None and self.frame:
+                if self.inner:
                     raise RuntimeError(
-                        f"the write block that began at {transaction.blocks[0]} ends before the one inside of it that "
-                        f"began at {transaction.blocks[-1]}: all is rolled back"
+                        f"the write block that began at {self.where} ends before the one inside of it that began at "
+                        f"{self.inner[-1].where}: all is rolled back"
                     )
-                transaction.commit()
-        except Exception:
+                self.commit()
+        except Exception as failure:
+            if isinstance(failure, sqlite3.Error):
+                self._name_file(failure, "at the end of the")
             raise
         except BaseException as interruption:
-            if transaction.was_committed(interruption):
+            if self.was_committed(interruption):
                 interruption.add_note("sqlitepool: the write block that was interrupted here has been committed")
             raise
         finally:
-            transaction.end()
+            try:
+                self.end()
+            finally:
+                self._outer = None
+                self._is_entered = False
 
+    def _name_file(self, error: sqlite3.Error, step: str) -> None:
+        where = self.where if self._outer is None else self._place.where
+        name_file(error, self._writer.gate.database, f"{step} write block that began at {where}")
 
-def _end_inner(transaction: Transaction, place: Place, keep: bool) -> None:
-    """End a block that is a savepoint."""
-    if not same_process[0]:
-        fork.start_anew()
-    if transaction.conn is None:
-        return  # the outermost block has ended before, which was its error
-    if transaction.blocks[-1] is not place:
-        transaction.break_up()
-        raise RuntimeError(
-            f"the write block that began at {place} ends before the one that began at {transaction.blocks[-1]} inside "
-            "of it: the whole transaction is rolled back"
-        )
-    try:
-        if keep:
-            transaction.release()
-        else:
-            transaction.undo()
-    finally:
-        transaction.blocks.pop()
+    def _end_inner(self, outer: Transaction, keep: bool) -> None:
+        """End a block that is a savepoint."""
+        if not same_process[0]:
+            fork.start_anew()
+        place = self._place
+        if place not in outer.inner:
+            return  # the outermost block has ended before, which was its error
+        if outer.inner[-1] is not place:
+            outer.break_up()
+            raise RuntimeError(
+                f"the write block that began at {place.where} ends before the one that began at "
+                f"{outer.inner[-1].where} inside of it: the whole transaction is rolled back"
+            )
+        try:
+            if keep:
+                outer.release()
+            else:
+                outer.undo()
+        finally:
+            outer.inner = outer.inner[:-1]

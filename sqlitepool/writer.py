@@ -12,27 +12,31 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
 from threading import get_ident
 from time import monotonic
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING
 
 from sqlitepool import fork
-from sqlitepool.connection_pool import ConnectionPool
 from sqlitepool.errors import PoolDeadlock, PoolTimeout
 from sqlitepool.fork import same_process
 from sqlitepool.gate import Gate, gate_of
+from sqlitepool.lease import place
+from sqlitepool.limits import NEVER
 from sqlitepool.stats import Tally
 from sqlitepool.tracking import Connection
 from sqlitepool.turn import GateHolder
 from sqlitepool.writing_connection import last_statement
 
 if TYPE_CHECKING:
+    from sqlitepool.database_pools import WriterPool
     from sqlitepool.transaction import Transaction
 
 # Between two tries to get the lock of SQLite, in seconds: the first pause, and the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01
+
+# The file is looked at so often (seconds) by who writes all the time.
+_TRUSTED_FOR = 0.001
 
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
@@ -76,22 +80,23 @@ def insist(
             on_busy = None
 
 
-class Place:
-    """Where a block was entered: proves that it encloses what runs now.
+class Block:
+    """An open block, and where it was entered: proves that it encloses what runs now.
 
     It does if the frame that entered it, by a `with` statement of its own, is on the stack: see `deadlock.py`.
 
     Attributes:
+        frame: the `id` of that frame.
+        code, instruction: the line.
         is_certain: the frame is ours, and known to end the block.
     """
 
-    __slots__ = ("code", "frame", "instruction", "is_certain")
+    __slots__ = ()
 
-    def __init__(self, frame: FrameType, is_certain: bool = False) -> None:
-        self.frame = id(frame)
-        self.code: CodeType = frame.f_code
-        self.instruction = frame.f_lasti
-        self.is_certain = is_certain
+    frame: int
+    code: CodeType
+    instruction: int
+    is_certain: bool
 
     def encloses(self, stack: set[int]) -> bool:
         """Tell whether the block encloses code that runs on `stack`, the `id` of each of its frames."""
@@ -99,9 +104,25 @@ class Place:
             self.is_certain or dis.opname[self.code.co_code[self.instruction]] == "BEFORE_WITH"
         )
 
+    @property
+    def where(self) -> str:
+        """`file:line in function` that entered the block."""
+        return place(self.code, self.instruction)
+
+
+class Place(Block):
+    """A block that is not a transaction: a savepoint in one, say."""
+
+    __slots__ = ("code", "frame", "instruction", "is_certain")
+
+    def __init__(self, frame: FrameType) -> None:
+        self.frame = id(frame)
+        self.code = frame.f_code
+        self.instruction = frame.f_lasti
+        self.is_certain = False
+
     def __str__(self) -> str:
-        position = next(islice(self.code.co_positions(), self.instruction // 2, None), (None,))
-        return f"{self.code.co_filename}:{position[0] or self.code.co_firstlineno} in {self.code.co_qualname}"
+        return self.where
 
 
 class Writer:
@@ -117,9 +138,10 @@ class Writer:
         waits: how long each had to wait for its beginning.
         watch: called with the connection after each commit, while the right to write is still held.
         on_busy: called when somebody who does not come through the gate writes.
+        trusted_until: until this monotonic time nobody looks whether the file was replaced.
     """
 
-    def __init__(self, pool: ConnectionPool[Connection], file: str | None, blockers: Callable[[], str]) -> None:
+    def __init__(self, pool: WriterPool, file: str | None, blockers: Callable[[], str]) -> None:
         self.pool = pool
         self.commits = 0
         self.waits = Tally()
@@ -128,6 +150,7 @@ class Writer:
         self._file = file
         self._blockers = blockers
         self._current: weakref.ref[Transaction] | None = None
+        self.trusted_until = -NEVER
         self.gate = self._find_gate()
         fork.register(self)
 
@@ -144,6 +167,13 @@ class Writer:
         before, self.gate = self.gate, self._find_gate()
         return self.gate is not before
 
+    def has_same_file(self, now: float) -> bool:
+        """Look whether the file is still the one that the connection has open; if so, trust in it for a while."""
+        if self.pool.has_lost_file():
+            return False
+        self.trusted_until = now + _TRUSTED_FOR
+        return True
+
     def enclosing(self, frame: FrameType | None) -> Transaction | None:
         """Return the transaction whose block encloses `frame`; None if there is none, or that cannot be proved.
 
@@ -153,29 +183,25 @@ class Writer:
         """
         current = self._current
         transaction = None if current is None else current()
-        if transaction is None:
-            return None
-        try:
-            outermost = transaction.blocks[0]
-        except IndexError:
+        if transaction is None or not (outermost := transaction.frame):
             return None
         inside = frame
-        while inside is not None and id(inside) != outermost.frame:
+        while inside is not None and id(inside) != outermost:
             inside = inside.f_back
         if inside is None or not same_process[0]:
             return None
-        blocks, stack = list(transaction.blocks), set()
+        inner, stack = transaction.inner, set()
         while frame is not None:
             stack.add(id(frame))
             frame = frame.f_back
-        if not blocks or not blocks[0].encloses(stack):
+        if not transaction.encloses(stack):
             return None
-        for block in blocks[1:]:
+        for block in inner:
             if not block.encloses(stack):
                 raise PoolDeadlock(
-                    f"the write block that began at {block} is open, and suspended or entered by something else than a "
-                    f"`with` statement, inside of the one that began at {blocks[0]} and encloses this call: nothing "
-                    "else can be written until it has ended"
+                    f"the write block that began at {block.where} is open, and suspended or entered by something else "
+                    f"than a `with` statement, inside of the one that began at {transaction.where} and encloses this "
+                    "call: nothing else can be written until it has ended"
                 )
         return transaction
 

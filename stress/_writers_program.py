@@ -15,8 +15,8 @@ def takes_part(name: str, folder: Path, report: Report) -> bool:
     """Try a contestant; one that is missing or fails is named, and the others go on."""
     try:
         with new_log(folder) as path:
-            tried = write_all(name, path, "NORMAL", 1, 0.01)
-        if not tried.rate:
+            tried = write_all(name, path, "NORMAL", 1, 0.01)  # nothing, on a busy machine, is no failure
+        if tried.errors:
             raise RuntimeError(tried.error)
     except ModuleNotFoundError as error:
         report.problems.append(f"{name} is missing: {error}")

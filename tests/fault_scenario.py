@@ -65,6 +65,7 @@ class Writer:
         self.acknowledged: list[int] = []
         self.failed: list[int] = []
         self.errors: set[str] = set()
+        self.notes: set[str] = set()
 
     def run(self, stop: threading.Event) -> None:
         while not stop.is_set():
@@ -74,6 +75,7 @@ class Writer:
             except Exception as error:
                 self.failed.append(number)
                 self.errors.add(f"{type(error).__name__}: {error}")
+                self.notes.update(getattr(error, "__notes__", ["no note"]))
                 time.sleep(0.001)
             else:
                 self.acknowledged.append(number)
@@ -147,6 +149,7 @@ def main(fault: str, path: str, cache: str) -> dict[str, Any]:
         "acknowledged": list(itertools.chain(*acknowledged)),
         "failed": list(itertools.chain(*failed)),
         "errors": sorted(set().union(*(one.errors for one in writers))),
+        "notes": sorted(set().union(*(one.notes for one in writers))),
         "reader_errors": sorted(set().union(*(one.errors for one in readers))),
         "still_reading": still_reading,
         "left": len(left),

@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from database_support import CREATE, database, insert, numbers
 from pool_support import PATIENCE, eventually, start
 
 from sqlitepool import Database
 
-CREATE = "CREATE TABLE t (id INTEGER PRIMARY KEY, n INTEGER UNIQUE)"
-
-
-@pytest.fixture
-def db(tmp_path: Path) -> Iterator[Database]:
-    with Database(tmp_path / "app.db", timeout=PATIENCE) as database:
-        database.execute_write(CREATE)
-        yield database
-
-
-def insert(conn: sqlite3.Connection, number: int) -> int:
-    conn.execute("INSERT INTO t (n) VALUES (?)", (number,))
-    return number
-
-
-def numbers(db: Database) -> list[int]:
-    return [n for (n,) in db.execute("SELECT n FROM t ORDER BY n")]
+db = database
 
 
 # -- writing

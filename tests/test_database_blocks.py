@@ -4,55 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
-from pool_support import PATIENCE, start
+from database_support import CREATE, database, held, insert, numbers
+from pool_support import PATIENCE, eventually, start
 
 import sqlitepool.wal
 from sqlitepool import Database, PoolDeadlock, QueryTimeout, WriteTimeout
 
-CREATE = "CREATE TABLE t (id INTEGER PRIMARY KEY, n INTEGER UNIQUE)"
+db = database
+
 FOREVER = "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r) SELECT count(*) FROM r"
-
-
-@pytest.fixture
-def db(tmp_path: Path) -> Iterator[Database]:
-    with Database(tmp_path / "app.db", timeout=PATIENCE) as database:
-        database.execute_write(CREATE)
-        yield database
-
-
-def insert(conn: sqlite3.Connection, number: int) -> int:
-    conn.execute("INSERT INTO t (n) VALUES (?)", (number,))
-    return number
-
-
-def numbers(db: Database) -> list[int]:
-    return [n for (n,) in db.execute("SELECT n FROM t ORDER BY n")]
-
-
-def hold(db: Database, entered: threading.Event, go: threading.Event) -> None:
-    with db.write() as conn:
-        insert(conn, 1000)
-        entered.set()
-        assert go.wait(PATIENCE)
-
-
-@contextlib.contextmanager
-def held(db: Database) -> Iterator[None]:
-    """Have another thread hold the right to write."""
-    entered, go = threading.Event(), threading.Event()
-    holder = start(hold, db, entered, go, name="the holder")
-    assert entered.wait(PATIENCE)
-    try:
-        yield
-    finally:
-        go.set()
-        holder.result(PATIENCE)
 
 
 # -- nesting
@@ -203,6 +168,90 @@ def test_a_write_block_is_entered_once_at_a_time(db: Database) -> None:
     assert numbers(db) == [1]
 
 
+# -- what cannot be joined
+
+
+def in_isolated(db: Database, work: Callable[[sqlite3.Connection], object]) -> None:
+    with db.isolated() as conn:
+        work(conn)
+
+
+def in_another(db: Database, work: Callable[[sqlite3.Connection], object]) -> None:
+    """In a write block of another `Database` on the same file."""
+    file = Path(str(db._opener.target.file))
+    link = file.with_name("link.db")
+    link.symlink_to(file)
+    with Database(link, timeout=PATIENCE) as other, other.write() as conn:
+        work(conn)
+
+
+@pytest.mark.parametrize("in_block", [in_isolated, in_another])
+def test_who_would_wait_for_a_block_around_it_is_told_at_once(
+    db: Database, in_block: Callable[[Database, Callable[[sqlite3.Connection], object]], None]
+) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: db.write().__enter__(),
+        lambda: db.run_write(insert, 1),
+        lambda: db.execute_write("DELETE FROM t"),
+        lambda: db.isolated().__enter__(),
+        lambda: db.checkpoint(),
+    ]
+    queued = []
+
+    def work(conn: sqlite3.Connection) -> None:
+        began = time.monotonic()
+        for call in calls:
+            with pytest.raises(PoolDeadlock):
+                call()
+        queued.append(db.submit(insert, 2))  # waits for nothing
+        with pytest.raises(WriteTimeout):
+            start(lambda: db.write(timeout=0.01).__enter__()).result(PATIENCE)
+        conn.execute("INSERT INTO t (n) VALUES (3)")
+        assert time.monotonic() - began < PATIENCE / 2
+
+    in_block(db, work)
+    assert queued[0].result(PATIENCE) == 2
+    assert db.run_write(insert, 1) == 1
+    assert numbers(db) == [1, 2, 3]
+
+
+def test_what_may_not_be_around_it_is_waited_for(db: Database) -> None:
+    def suspended() -> Generator[None]:
+        with db.isolated():
+            yield
+
+    generator = suspended()
+    next(generator)
+    with pytest.raises(WriteTimeout), db.write(timeout=0.01):
+        pass
+    generator.close()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(db.isolated())
+        with pytest.raises(WriteTimeout), db.write(timeout=0.01):
+            pass
+    assert db.run_write(insert, 1) == 1
+
+
+def test_close_inside_of_an_isolated_block_does_not_wait_for_it(db: Database) -> None:
+    with db.isolated() as conn:
+        insert(conn, 1)
+        began = time.monotonic()
+        db.close()
+        assert time.monotonic() - began < PATIENCE / 2
+
+
+def test_the_place_of_a_block_that_an_exit_stack_entered_is_the_line_of_its_caller(db: Database) -> None:
+    for block in (db.write(), db.isolated()):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(block)
+            holder = db.stats().holder
+            assert holder is not None
+            assert Path(__file__).name in holder.where
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(db.read())
+        assert [Path(__file__).name in lease.where for lease in db._readers.leases()] == [True]
+
+
 # -- timeouts
 
 
@@ -298,21 +347,28 @@ def test_the_time_limit_of_one_borrower_never_hits_the_next(tmp_path: Path) -> N
 
 
 def test_a_block_that_ends_well_is_no_error_though_its_limit_has_passed(db: Database) -> None:
-    with db.read(time_limit=0.01) as conn:
+    with db.read(time_limit=0.5) as conn:
         conn.execute("SELECT 1").fetchall()
-        time.sleep(0.05)
+        time.sleep(0.6)
     with pytest.raises(sqlite3.OperationalError, match="no such table"), db.read(time_limit=5) as conn:
         conn.execute("SELECT * FROM nowhere")
 
 
 def test_an_interrupt_of_the_callers_own_is_no_timeout(db: Database) -> None:
+    connections: list[sqlite3.Connection] = []
+
     def read() -> None:
-        with db.read(time_limit=PATIENCE) as conn:
-            threading.Timer(0.05, conn.interrupt).start()
+        with db.read(time_limit=2 * PATIENCE) as conn:
+            connections.append(conn)
             conn.execute(FOREVER)
 
+    reader = start(read)
+    eventually(lambda: connections)
+    while not reader.done():
+        connections[0].interrupt()
+        time.sleep(0.001)
     with pytest.raises(sqlite3.OperationalError, match="interrupted"):
-        start(read).result(PATIENCE)
+        reader.result()
 
 
 def test_many_limits_that_were_kept_are_forgotten(db: Database) -> None:

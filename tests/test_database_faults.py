@@ -13,9 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
@@ -25,7 +23,7 @@ from typing import Any
 import pytest
 from fault_scenario import FAULTS, write_both
 from pool_support import PATIENCE, eventually, open_files, start
-from test_files import make_database, pause
+from test_files import make_database
 from test_fork import in_child
 
 from sqlitepool import Database, PoolError
@@ -91,6 +89,7 @@ def test_while_the_disk_fails_writers_get_errors_and_readers_none_and_then_all_g
     told = play(fault, database, cache, preload)
     assert len(told["errors"]) == 1
     assert told["errors"][0].startswith(MESSAGES[fault])
+    assert [note for note in told["notes"] if str(database) not in note] == [], "errors name the file"
     assert told["reader_errors"] == []
     assert told["still_reading"], "readers went on while no write was possible"
     assert (told["stuck"], told["left"]) == (0, 0)
@@ -272,137 +271,3 @@ def test_a_folder_that_becomes_read_only_does_not_end_what_is_open(folder: Path)
                 folder.chmod(0o755)
 
     as_nobody(work)
-
-
-class Load:
-    """Threads that write and read all the time, and what the writers were told.
-
-    Attributes:
-        after: the rows that were asked for after `mark` and acknowledged.
-        errors: what else they and the readers got.
-    """
-
-    def __init__(self, db: Database) -> None:
-        self.db = db
-        self.stop, self.marked = threading.Event(), threading.Event()
-        self.served = 0
-        self.after: list[str] = []
-        self.errors: list[BaseException] = []
-        works = [self.run_write, self.write, self.submit, self.read, self.read]
-        self.threads = [start(self.repeat, work, number) for number, work in enumerate(works)]
-
-    def repeat(self, work: Callable[[str], object], thread: int) -> None:
-        number = 0
-        while not self.stop.is_set():
-            number += 1
-            text, marked = f"{thread}-{number}", self.marked.is_set()
-            try:
-                work(text)
-            except (sqlite3.Error, PoolError, FileNotFoundError) as error:
-                self.errors.append(error)
-                time.sleep(0.002)
-            else:
-                self.served += 1
-                if marked and work != self.read:
-                    self.after.append(text)
-
-    def run_write(self, text: str) -> None:
-        self.db.run_write(insert_text, text)
-
-    def write(self, text: str) -> None:
-        with self.db.write() as conn:
-            insert_text(conn, text)
-
-    def submit(self, text: str) -> None:
-        self.db.submit(insert_text, text).result(PATIENCE)
-
-    def read(self, text: str) -> None:
-        with self.db.read() as conn:
-            conn.execute("SELECT max(rowid), x FROM t").fetchall()
-
-    def until_more(self) -> None:
-        goal = self.served + 30
-        eventually(lambda: self.served >= goal)
-
-    def end(self) -> None:
-        self.stop.set()
-        for thread in self.threads:
-            thread.result(PATIENCE)
-
-
-def insert_text(conn: sqlite3.Connection, text: str) -> None:
-    conn.execute("INSERT INTO t VALUES (?)", (text,))
-
-
-@contextmanager
-def under_load(path: Path) -> Iterator[Load]:
-    with Database(path, timeout=PATIENCE) as db:
-        load = Load(db)
-        try:
-            load.until_more()
-            yield load
-        finally:
-            load.end()
-
-
-def in_file(path: Path) -> set[str]:
-    with closing(sqlite3.connect(path)) as conn:
-        assert conn.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        return {text for (text,) in conn.execute("SELECT x FROM t")}
-
-
-@pytest.fixture(name="path")
-def _path(tmp_path: Path) -> Path:
-    path = tmp_path / "app.db"
-    make_database(path, "old")
-    return path
-
-
-def test_when_the_file_is_removed_under_load_nothing_is_acknowledged_that_is_not_in_a_file(path: Path) -> None:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        with under_load(path) as load:
-            path.unlink()
-            pause()
-            load.marked.set()
-            eventually(lambda: any("no such table" in str(error) for error in load.errors))
-            with load.db.write() as conn:
-                conn.execute("CREATE TABLE t (x)")
-            load.until_more()
-            eventually(lambda: load.after)
-    assert any("was deleted" in str(warning.message) for warning in caught)
-    assert set(load.after) <= in_file(path)
-
-
-def test_a_truncated_file_is_an_error_and_the_database_works_again_when_a_good_one_is_put_there(path: Path) -> None:
-    with Database(path, timeout=5) as db:
-        db.executemany_write("INSERT INTO t VALUES (?)", [("x" * 1000,)] * 1000)
-        db.checkpoint()
-        os.truncate(path, 16384)
-        for _ in range(3):
-            with pytest.raises(sqlite3.DatabaseError, match=r"malformed|not a database|I/O error"):
-                db.execute("SELECT count(x) FROM t WHERE x LIKE '%y%'")
-        make_database(path.with_suffix(".new"), "new")
-        os.replace(path.with_suffix(".new"), path)
-        pause()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            assert db.execute("SELECT x FROM t") == [("new",)]
-            db.execute_write("INSERT INTO t VALUES ('more')")
-        assert db.execute("SELECT x FROM t") == [("new",), ("more",)]
-    assert in_file(path) == {"new", "more"}
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
-@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-def test_a_file_that_is_no_database_any_more_is_an_error_for_writers_too(path: Path) -> None:
-    with Database(path, timeout=5, pragmas={"cache_size": 10}) as db:
-        db.executemany_write("INSERT INTO t VALUES (?)", [("x" * 1000,)] * 1000)
-        db.checkpoint()
-        in_child(lambda: path.write_bytes(b"this is not a database" * 1000))  # to open it here would drop locks
-        for _ in range(3):
-            with pytest.raises(sqlite3.DatabaseError):
-                db.execute_write("INSERT INTO t SELECT x FROM t")
-            with pytest.raises(sqlite3.DatabaseError), db.write() as conn:
-                conn.execute("INSERT INTO t SELECT x FROM t")
-    assert_nothing_is_open(path.parent)

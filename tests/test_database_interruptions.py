@@ -9,15 +9,16 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
-from pathlib import Path
 
 import pytest
-from pool_support import PATIENCE, eventually, start
+from database_support import await_queued, database, in_order, insert
+from pool_support import PATIENCE, start
 from storm import at_opcode, count_up, interrupt
 
 from sqlitepool import Database
 from sqlitepool.transaction import Transaction
+
+db = database
 
 # As in test_interruptions.py.
 pytestmark = [
@@ -26,40 +27,6 @@ pytestmark = [
     # An interruption inside a finalizer, or a callback of a weak reference, cannot be passed on; Python says so.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-CREATE = "CREATE TABLE t (id INTEGER PRIMARY KEY, n INTEGER UNIQUE)"
-
-
-@pytest.fixture
-def db(tmp_path: Path) -> Iterator[Database]:
-    with Database(tmp_path / "app.db", timeout=PATIENCE, name=tmp_path.name) as database:
-        database.execute_write(CREATE)
-        yield database
-
-
-def insert(conn: sqlite3.Connection, number: int) -> int:
-    conn.execute("INSERT INTO t (n) VALUES (?)", (number,))
-    return number
-
-
-def numbers(db: Database) -> list[int]:
-    return [n for (n,) in db.execute("SELECT n FROM t ORDER BY id")]
-
-
-def await_queued(db: Database, count: int) -> None:
-    eventually(lambda: db.stats().queued == count)
-
-
-def batch(db: Database, *functions: object) -> list[Future[object]]:
-    """Have the functions run in one group commit, in this order, each called by a thread of its own."""
-    calls: list[Future[object]] = []
-    with db.write():
-        for number, function in enumerate(functions):
-            assert callable(function)
-            calls.append(start(db.run_write, function))
-            await_queued(db, number + 1)
-    wait(calls, PATIENCE)
-    return calls
 
 
 class Bang(BaseException):
@@ -92,7 +59,7 @@ def test_a_leader_that_is_interrupted_loses_nobody_elses_work(db: Database) -> N
     assert [call.result(PATIENCE) for call in followers] == [1, 2, 3]
     assert future.result(PATIENCE) == 4
     assert runs[:2] == ["leader", "follower-1"]
-    assert sorted(numbers(db)) == [1, 2, 3, 4]
+    assert sorted(in_order(db)) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("is_committed", [False, True])
@@ -126,7 +93,7 @@ def test_a_leader_that_is_interrupted_at_its_commit_tells_whether_it_was_committ
     said = "has been committed" if is_committed else "has not been committed"
     assert raised.value.__notes__ == [f"sqlitepool: the write of this call {said}"]
     assert follower.result(PATIENCE) == 1
-    assert numbers(db) == ([0, 1] if is_committed else [1])
+    assert in_order(db) == ([0, 1] if is_committed else [1])
 
 
 @pytest.mark.usefixtures("without_garbage")
@@ -176,7 +143,7 @@ def test_in_a_storm_of_interruptions_nothing_acknowledged_is_lost_and_nothing_is
     assert start(db.run_write, write_both, 1).exception(PATIENCE) is None
     with db.write(timeout=1):
         pass
-    there = set(numbers(db))
+    there = set(in_order(db))
     assert {-n for n in there} == there
     assert acknowledged <= there
     assert committed <= there
@@ -228,7 +195,7 @@ def test_interrupted_between_any_two_steps_it_is_all_or_nothing_and_the_next_one
         seen = at_opcode(number, interrupt, lambda n=2 * count: work(db, n))  # type: ignore[misc]
         run_write(db, 2 * count + 1)
         assert db._group.flush(time.monotonic() + PATIENCE)
-        there = set(numbers(db))
+        there = set(in_order(db))
         assert {-n for n in there} == there
         expected.add(2 * count + 1)
         assert expected <= there

@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from database_support import CREATE, database, held, insert, numbers
 from pool_support import PATIENCE, eventually, start
 
 from sqlitepool import Database, PoolDeadlock, PoolTimeout, WriteTimeout
 
-CREATE = "CREATE TABLE t (id INTEGER PRIMARY KEY, n INTEGER UNIQUE)"
-
-
-@pytest.fixture
-def db(tmp_path: Path) -> Iterator[Database]:
-    with Database(tmp_path / "app.db", timeout=PATIENCE) as database:
-        database.execute_write(CREATE)
-        yield database
-
-
-def insert(conn: sqlite3.Connection, number: int) -> int:
-    conn.execute("INSERT INTO t (n) VALUES (?)", (number,))
-    return number
-
-
-def numbers(db: Database) -> list[int]:
-    return [n for (n,) in db.execute("SELECT n FROM t ORDER BY n")]
+db = database
 
 
 @pytest.mark.parametrize("mode", ["delete", "memory"])
@@ -105,3 +92,40 @@ def test_two_databases_in_memory_are_two() -> None:
         one.execute_write(CREATE)
         assert one.execute("SELECT count(*) FROM sqlite_master WHERE name = 't'") == [(1,)]
         assert other.execute("SELECT count(*) FROM sqlite_master") == [(0,)]
+
+
+@pytest.mark.parametrize("is_open", [True, False], ids=["an open connection", "one to be opened"])
+@pytest.mark.parametrize("mode", ["delete", "memory"])
+def test_without_wal_a_reader_waits_for_a_lock_no_longer_than_its_timeout(
+    tmp_path: Path, mode: str, is_open: bool
+) -> None:
+    path = ":memory:" if mode == "memory" else str(tmp_path / "app.db")
+    with Database(path, pragmas={} if mode == "memory" else {"journal_mode": "delete"}) as db:
+        db.execute_write(CREATE)
+        if is_open:
+            assert numbers(db) == []
+        with exclusive(db):
+            for call in (lambda: db.execute("SELECT n FROM t", timeout=0.2), lambda: read(db, 0.2)):
+                began = time.monotonic()
+                with pytest.raises(PoolTimeout):
+                    call()
+                assert 0.2 <= time.monotonic() - began < 3  # SQLite would wait for 5 seconds
+            late = start(numbers, db)
+        assert late.result(PATIENCE) in ([], [1000])
+
+
+def read(db: Database, timeout: float) -> None:
+    with db.read(timeout=timeout):
+        pass
+
+
+@contextmanager
+def exclusive(db: Database) -> Iterator[None]:
+    """Keep everybody from reading."""
+    if db._opener.target.memory:
+        with held(db):
+            yield
+    else:
+        with closing(sqlite3.connect(str(db._opener.target.file), isolation_level=None)) as foreign:
+            foreign.execute("BEGIN EXCLUSIVE")
+            yield

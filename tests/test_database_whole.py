@@ -5,34 +5,20 @@ from __future__ import annotations
 import dataclasses
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+from database_support import CREATE, database, insert, numbers
 from pool_support import PATIENCE, eventually, start
 
 import sqlitepool.wal
-from sqlitepool import Database, PoolClosed, PoolDeadlock
+from sqlitepool import CheckpointResult, Database, GateHolder, PoolClosed, PoolDeadlock
 
-CREATE = "CREATE TABLE t (id INTEGER PRIMARY KEY, n INTEGER UNIQUE)"
-
-
-@pytest.fixture
-def db(tmp_path: Path) -> Iterator[Database]:
-    with Database(tmp_path / "app.db", timeout=PATIENCE) as database:
-        database.execute_write(CREATE)
-        yield database
-
-
-def insert(conn: sqlite3.Connection, number: int) -> int:
-    conn.execute("INSERT INTO t (n) VALUES (?)", (number,))
-    return number
-
-
-def numbers(db: Database) -> list[int]:
-    return [n for (n,) in db.execute("SELECT n FROM t ORDER BY n")]
+db = database
 
 
 def test_an_isolated_connection_is_in_autocommit_and_closed_at_the_end(db: Database, tmp_path: Path) -> None:
@@ -140,6 +126,7 @@ def test_a_checkpoint_that_a_reader_blocks_names_the_reader_and_lets_others_writ
     assert reading.wait(PATIENCE)
     db.run_write(insert, 2)
     result = db.checkpoint(timeout=0.1)
+    assert isinstance(result, CheckpointResult)
     assert not result.is_complete
     assert result.blocked_by is not None
     assert result.blocked_by.thread_name == "the reader"
@@ -192,7 +179,7 @@ def test_stats_tell_what_was_done(db: Database) -> None:
     assert stats.job_wait_seconds.count == stats.jobs
     assert stats.readers.in_use == 0
     assert stats.holder is None
-    assert holder is not None
+    assert isinstance(holder, GateHolder)
     assert "the last one" in str(holder)
     assert "test_stats_tell_what_was_done" in holder.where
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -263,3 +250,22 @@ def test_close_inside_of_a_write_block_does_not_wait_for_it(db: Database) -> Non
         assert len(db.close()) == 1
     with Database(os.path.realpath(db._opener.target.file or "")) as again:
         assert numbers(again) == [1]
+
+
+def test_called_by_no_python_code_as_atexit_does_it_writes_and_closes_all_the_same(tmp_path: Path) -> None:
+    script = """
+import atexit, sys
+from sqlitepool import Database
+db = Database(sys.argv[1])
+db.execute_write("CREATE TABLE t (n)")
+atexit.register(db.close)
+atexit.register(db.checkpoint)
+atexit.register(db.execute, "SELECT n FROM t")
+atexit.register(db.execute_write, "INSERT INTO t VALUES (1)")
+"""
+    path = tmp_path / "app.db"
+    ended = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=PATIENCE)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert not Path(f"{path}-wal").exists()
+    with Database(path) as db:
+        assert db.execute("SELECT n FROM t") == [(1,)]

@@ -138,7 +138,7 @@ def use_three_times(gate: Gate) -> None:
 def test_flock_that_fails_later_is_no_end(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = gate_of(database)
     use(gate)
-    monkeypatch.setattr(file_lock, "flock", fail)
+    monkeypatch.setattr(gate._file, "barge", fail)
     with pytest.warns(RuntimeWarning, match="no locks available"):
         use_three_times(gate)
 
@@ -156,7 +156,7 @@ def test_a_read_only_folder_is_enough_for_one_process(database: Path, tmp_path: 
 def test_lock_files_that_were_deleted_are_made_again(
     database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sqlitepool.process_gate._SLICE", 0.0)
+    monkeypatch.setattr("sqlitepool.process_gate.SLICE", 0.0)
     gate = Gate(str(database))
     use(gate)
     for name in ("app.db-gate", "app.db-gate-queue"):

@@ -297,12 +297,14 @@ sys.path[:0] = {path!r}
 from sqlitepool.gate import gate_of
 gate = gate_of({database!r})
 results = []
+print("ready", flush=True)
+begin = float(sys.stdin.readline())
 def write():
     conn = sqlite3.connect({database!r}, isolation_level=None, timeout=0)
     count, worst = 0, 0.0
-    while time.time() < {begin}:
+    while time.time() < begin:
         time.sleep(0.001)
-    while (began := time.time()) < {begin} + {seconds}:
+    while (began := time.time()) < begin + {seconds}:
         with gate.turn(time.monotonic() + 30):
             worst = max(worst, time.time() - began)
             conn.execute("BEGIN IMMEDIATE")
@@ -327,8 +329,19 @@ def test_processes_that_write_all_the_time_share_the_gate(database: Path, thread
 
     The figures of a quiet machine are far better than what is asked for here: see the documentation.
     """
-    script = WRITE.format(path=sys.path, database=str(database), begin=time.time() + 1.0, seconds=2.0, threads=threads)
-    processes = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    script = WRITE.format(path=sys.path, database=str(database), seconds=2.0, threads=threads)
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    begin = time.time() + 0.1
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(f"{begin}\n")
+        process.stdin.flush()
     outputs = [process.communicate(timeout=60)[0].split() for process in processes]
     assert [process.returncode for process in processes] == [0] * 4
     counts = [int(output[0]) for output in outputs]

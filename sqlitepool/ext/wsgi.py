@@ -26,7 +26,6 @@ from typing import Any, Protocol, TypeVar
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from sqlitepool import limits
-from sqlitepool.pool import Pool
 from sqlitepool.scope import OpenScope, Scope
 
 logger = logging.getLogger("sqlitepool")
@@ -74,9 +73,9 @@ def close_at_exit(pool: C, *, timeout: float | None = 3.0) -> C:
                 logger.warning("the process ends while %r has an item lent: %s", pool.name, lease)
 
     def drain(*event: object, **details: object) -> None:
-        pool = known()
-        if isinstance(pool, Pool):
-            pool.drain()
+        drain = getattr(known(), "drain", None)
+        if drain is not None:
+            drain()
 
     atexit.register(close)
     under_mod_wsgi = sys.modules.get("mod_wsgi")  # the server makes it; one that was installed lacks the function
@@ -91,10 +90,11 @@ class ScopeMiddleware:
 
     In the application, and while its response is iterated over, `scope.get()` is the item of the request: the same one
     in every function, taken at its first use. It is returned when the server closes the response, which it does also
-    when the client has gone away; or at once if the application raises.
+    when the client has gone away; or at once if the application raises, or returns a list or a file
+    (`wsgi.file_wrapper`).
 
-    What is uncommitted then is rolled back, with a warning. By that time the client has its answer, so a commit must
-    come before: `with conn:`, or `conn.commit()`.
+    What is uncommitted then is rolled back, with a warning unless the application raised. By that time the client has
+    its answer, so a commit must come before: `with conn:`, or `conn.commit()`.
 
     Args:
         application: the WSGI application.
@@ -127,14 +127,14 @@ class ScopeMiddleware:
             if self._environ_key is not None:
                 environ[self._environ_key] = request.get()
             response = self._application(environ, start_response)
-            if type(response) in (list, tuple):  # made already, so nobody needs the item any more
+            if type(response) in (list, tuple) or _is_file(response, environ):  # so nobody needs the item any more
                 request.is_closed = True
                 if request._lease is not None:
                     request._end(None)
                 return response
             return _Response(response, request)
         except BaseException:
-            request.close()
+            request.close(failed=True)
             raise
         finally:
             current.reset(token)
@@ -163,3 +163,9 @@ class _Response:
                 self._request.run(close)
         finally:
             self._request.close()
+
+
+def _is_file(response: object, environ: WSGIEnvironment) -> bool:
+    """Tell whether the server sends a file by itself. It looks at the type to know, so this must not be wrapped."""
+    wrapper = environ.get("wsgi.file_wrapper")
+    return isinstance(wrapper, type) and isinstance(response, wrapper)

@@ -19,7 +19,7 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
-from wsgiref.util import setup_testing_defaults
+from wsgiref.util import FileWrapper, setup_testing_defaults
 from wsgiref.validate import validator
 
 import pytest
@@ -283,6 +283,34 @@ def test_what_was_not_committed_is_rolled_back_with_a_warning(
 
 
 # -- on a server
+
+
+def test_what_an_application_that_raised_had_not_committed_is_rolled_back_without_a_word(
+    pool: ConnectionPool[Connection], db: Scope[Connection]
+) -> None:
+    def app(environ: WSGIEnvironment, respond: StartResponse) -> list[bytes]:
+        db.get().execute("INSERT INTO visit (page) VALUES ('/')")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        call(ScopeMiddleware(app, db))
+    with pool.connection() as conn:
+        assert conn.execute("SELECT count(*) FROM visit").fetchall() == [(0,)]
+
+
+def test_a_file_is_left_to_the_server_and_needs_no_connection_any_more(
+    pool: ConnectionPool[Connection], db: Scope[Connection]
+) -> None:
+    def app(environ: WSGIEnvironment, respond: StartResponse) -> Iterable[bytes]:
+        db.get()
+        respond("200 OK", list(TEXT))
+        wrapped: Iterable[bytes] = environ["wsgi.file_wrapper"](io.BytesIO(b"a file"))
+        return wrapped
+
+    response = call(ScopeMiddleware(app, db), **{"wsgi.file_wrapper": FileWrapper})
+    assert type(response) is FileWrapper
+    assert pool.stats().in_use == 0
+    assert list(response) == [b"a file"]
 
 
 class ThreadedServer(ThreadingMixIn, WSGIServer):
