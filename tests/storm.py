@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import sys
@@ -79,7 +80,11 @@ def at_opcode(number: int, action: Callable[[], object], run: Callable[[], objec
         finally:
             sys.settrace(None)
 
-    start(traced).result(PATIENCE)
+    gc.disable()  # the finalizers of what other tests left are not to be interrupted
+    try:
+        start(traced).result(PATIENCE)
+    finally:
+        gc.enable()
     return seen
 
 

@@ -185,7 +185,6 @@ def write_both(conn: sqlite3.Connection, number: int) -> None:
     insert(conn, -number)
 
 
-@pytest.mark.usefixtures("without_garbage")
 @pytest.mark.parametrize("work", [run_write, write, submit, read])
 def test_interrupted_between_any_two_steps_it_is_all_or_nothing_and_the_next_one_goes_on(
     db: Database, work: Callable[[Database, int], None]
