@@ -59,7 +59,7 @@ def end_block(conn: Connection, commit: bool) -> None:
         _roll_back(conn)
         return
     try:
-        _close_handles(conn)
+        close_handles(conn)
         _execute(conn, "COMMIT")
     except BaseException:
         with contextlib.suppress(sqlite3.Error):  # the first error says more; a connection that stays dirty is retired
@@ -130,7 +130,7 @@ def open_handles(conn: Connection) -> list[object]:
 
 def set_baseline(conn: Connection) -> None:
     """Take `conn` as it is now, opened and set up, for the state that every borrower is to find."""
-    _close_handles(conn)
+    close_handles(conn)
     baseline = Baseline(
         databases=_databases(conn),
         temporary=_temporary(conn),
@@ -153,7 +153,8 @@ def _close_all(handles: list[Any], close: Callable[[Any], None]) -> None:
     handles.clear()  # dead references too: the list is CPython's own and would grow
 
 
-def _close_handles(conn: Connection) -> None:
+def close_handles(conn: Connection) -> None:
+    """Close the cursors and blobs that are open on `conn`, where Python shows them (`tracking.LAYOUT`)."""
     if LAYOUT is not None:
         _close_all(_find_lists(conn), _close_cursor)
         _close_all(conn.blobs or [], _close_blob)
@@ -175,7 +176,7 @@ def _clear_statements(conn: Connection) -> None:
 
 
 def _roll_back(conn: Connection) -> None:
-    _close_handles(conn)  # ROLLBACK alone would leave half-read statements holding their snapshot
+    close_handles(conn)  # ROLLBACK alone would leave half-read statements holding their snapshot
     if conn.in_transaction:
         _execute(conn, "ROLLBACK")
 
@@ -183,7 +184,7 @@ def _roll_back(conn: Connection) -> None:
 def _free_of_statements(conn: Connection) -> bool:
     for pause in _PATIENCE:
         try:
-            _close_handles(conn)
+            close_handles(conn)
             return True
         except sqlite3.ProgrammingError:
             conn.interrupt()

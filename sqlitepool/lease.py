@@ -50,12 +50,13 @@ class _Presence:
     __slots__ = ("__weakref__",)
 
 
-_here = threading.local()
+#: `here.borrower` is the calling thread, where `enter_thread` has made it known.
+here = threading.local()
 
 
-def _enter_thread() -> Borrower:
+def enter_thread() -> Borrower:
     """Make the calling thread known. Wherever this is interrupted or entered again, there is one presence a thread."""
-    known = _here.__dict__
+    known = here.__dict__
     presence = known.setdefault("presence", _Presence())
     borrower: Borrower = known.setdefault("borrower", Borrower(presence))
     return borrower
@@ -178,9 +179,9 @@ class Lease(Generic[T]):
             slot.instruction = frame.f_lasti
             slot.frame = id(frame)
             try:
-                slot.borrower = _here.borrower
+                slot.borrower = here.borrower
             except AttributeError:
-                slot.borrower = _enter_thread()
+                slot.borrower = enter_thread()
             slot.checkouts += 1
             self._loan = loan = slot.since
             slot.loan.append(loan)

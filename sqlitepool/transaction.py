@@ -20,12 +20,11 @@ from time import monotonic
 from types import FrameType
 
 from sqlitepool import fork
-from sqlitepool.cleaning import _close_handles as close_handles
-from sqlitepool.cleaning import clean
+from sqlitepool.cleaning import clean, close_handles
 from sqlitepool.database_file import is_inherited
 from sqlitepool.errors import PoolTimeout, WriteTimeout
 from sqlitepool.fork import same_process
-from sqlitepool.lease import Lease, _enter_thread, _here
+from sqlitepool.lease import Lease, enter_thread, here
 from sqlitepool.stats import MOST_PENDING
 from sqlitepool.tracking import Connection
 from sqlitepool.turn import Token, Turn
@@ -121,9 +120,9 @@ class Transaction(Turn, Block):
             slot.code = self.code = frame.f_code
             slot.instruction = self.instruction = frame.f_lasti
             try:
-                slot.borrower = _here.borrower
+                slot.borrower = here.borrower
             except AttributeError:
-                slot.borrower = _enter_thread()
+                slot.borrower = enter_thread()
             conn: Connection = slot.item
             self.conn = conn
             self._cursor = cursor = _Cursor(conn)

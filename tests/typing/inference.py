@@ -4,7 +4,7 @@ import sqlite3
 from pathlib import Path
 from typing import assert_type
 
-from sqlitepool import Connection, ConnectionPool, Durations, LeaseInfo, Pool, PoolStats
+from sqlitepool import Connection, ConnectionPool, Database, Durations, LeaseInfo, Pool, PoolStats, Scope
 
 path = Path("app.db")
 
@@ -52,6 +52,12 @@ general: Pool[UserDatabase] = wrapping
 
 # Hooks get what is lent.
 Pool(lambda: UserDatabase(path), reset=lambda user: user.database, check=lambda user: bool(user.database))
+
+# A scope gives what its pool lends.
+assert_type(Scope(own).get(), UserDatabase)
+assert_type(Scope(Database(path)), Scope[Connection])
+with Scope(own).open() as request:
+    assert_type(request.get(), UserDatabase)
 
 # What a pool tells.
 assert_type(own.stats(), PoolStats)
