@@ -27,7 +27,7 @@ from pool_support import PATIENCE, eventually, start
 from sqlitepool import ConnectionPool, ForeignItem, Pool, PoolClosed, PoolFull, PoolTimeout
 
 pytestmark = pytest.mark.timeout(600)  # a failure is made small before it is reported
-BUDGET = settings(max_examples=150, stateful_step_count=50, derandomize=True, deadline=None)
+BUDGET = settings(max_examples=100, stateful_step_count=50, derandomize=True, deadline=None)
 
 
 def pick(loans: list[Loan], which: int) -> Loan:
