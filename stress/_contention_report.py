@@ -235,8 +235,14 @@ def heading(report: Report) -> str:
 
 
 def as_text(report: Report) -> str:
-    parts = [heading(report)]
-    for title, rows in (*cell_tables(report), *section_tables(report), target_table(report)):
+    tables = (*cell_tables(report), *section_tables(report), target_table(report))
+    return plain(heading(report), tables, report.problems)
+
+
+def plain(heading: str, tables: Iterable[tuple[str, list[Row]]], problems: list[str]) -> str:
+    """Tables for a terminal, with aligned columns. What a target says is aligned to the left, as words are."""
+    parts = [heading]
+    for title, rows in tables:
         widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(
@@ -245,8 +251,8 @@ def as_text(report: Report) -> str:
             for line in (enumerate(zip(row, widths, strict=True)) for row in rows)
         ]
         parts.append("\n".join([title, *(f"  {line}".rstrip() for line in lines)]))
-    if report.problems:
-        parts.append("\n".join(report.problems))
+    if problems:
+        parts.append("\n".join(problems))
     return "\n\n".join(parts)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from _contention_report import Row, Verdict
+from _contention_report import Row, Verdict, plain
 from _requests_load import Served
 from _requests_ways import GLOBAL, MANY_TABLES, ONE_TABLE, OURS, PER_REQUEST, SQLALCHEMY
 
@@ -143,20 +143,8 @@ def _figures(report: Report, where: str, name: str, one: Served) -> Row:
 
 def as_text(report: Report) -> str:
     found = report.machine
-    parts = [
+    heading = (
         f"CPython {found['python']}, SQLite {found['sqlite']}, {found['cores']} cores, {found['system']}; "
         f"{report.rounds} rounds of {report.seconds:g} s for each contestant"
-    ]
-    for title, rows in tables(report):
-        widths = [max(len(text) for text in column) for column in zip(*rows, strict=True)]
-        lines = []
-        for row in rows:
-            texts = [
-                text.ljust(width) if not at or title == "Targets" else text.rjust(width)
-                for at, (text, width) in enumerate(zip(row, widths, strict=True))
-            ]
-            lines.append(f"  {'  '.join(texts)}".rstrip())
-        parts.append("\n".join([title, *lines]))
-    if report.problems:
-        parts.append("\n".join(report.problems))
-    return "\n\n".join(parts)
+    )
+    return plain(heading, tables(report), report.problems)

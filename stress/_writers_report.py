@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from _contention_report import Figure, Row, Verdict
+from _contention_report import Figure, Row, Verdict, plain
 from _crowd import median
 from _writers_peers import OURS, Written
 
@@ -171,20 +171,7 @@ def heading(report: Report) -> str:
 
 
 def as_text(report: Report, targets: Sequence[Target]) -> str:
-    parts = [heading(report)]
-    for title, rows in tables(report, targets):
-        widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-        lines = []
-        for row in rows:
-            cells = [
-                cell.ljust(width) if not at or title == "Targets" else cell.rjust(width)
-                for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ]
-            lines.append(f"  {'  '.join(cells)}".rstrip())
-        parts.append("\n".join([title, *lines]))
-    if report.problems:
-        parts.append("\n".join(report.problems))
-    return "\n\n".join(parts)
+    return plain(heading(report), tables(report, targets), report.problems)
 
 
 def as_markdown(report: Report, targets: Sequence[Target]) -> str:

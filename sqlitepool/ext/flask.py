@@ -356,11 +356,6 @@ def _flask_context() -> AppContext:
     return app_ctx._get_current_object()  # type: ignore[attr-defined, no-any-return]
 
 
-def _app_context() -> Any:
-    """The application context itself. Its proxy costs four times as much at each use."""
-    return app_ctx._get_current_object()  # type: ignore[attr-defined]
-
-
 def _locate(app: Flask, database: str | os.PathLike[str]) -> str:
     path = os.fspath(database)
     if path == ":memory:" or path.startswith("file:") or os.path.isabs(path):
