@@ -1,5 +1,6 @@
 """Fixtures that several files of tests use."""
 
+import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,13 @@ from pool_support import Open
 
 from sqlitepool.cleaning import retire
 from sqlitepool.connection import Connection, normalise_path, open_connection
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_works() -> None:
+    """Shells have jobs in the background ignore SIGINT, and the servers that tests start would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
