@@ -1,12 +1,12 @@
-"""The lock between processes behind the write gate: two files beside the database, and `flock` on both.
+"""The lock between processes behind the write gate: two files beside the database.
 
 `flock` alone is not fair: who lets go and asks again at once is quicker than the one that has to wake up. So there are
-two locks, as where one person is served at a time and the next stands at the line on the floor:
+two files, as where one person is served at a time and the others queue at a line on the floor:
 
 - the lock itself (`app.db-gate`): who has it may write;
-- the queue (`app.db-gate-queue`): who waits in earnest has it, and waits for the lock with it. So only one process at a
-  time waits for the lock, nobody else can get at it, and it is theirs as soon as it is free. They let go of the queue
-  when they have the lock; the others wait for the queue meanwhile, the one that has just let go of the lock among them.
+- the queue (`app.db-gate-queue`, see `file_queue.py`): who waits in earnest waits there until they are first, and stays
+  first while they wait for the lock. So only one process at a time waits for the lock, nobody else can get at it, and
+  it is theirs as soon as it is free. The one that has just let go of the lock goes to the end of the queue.
 
 The kernel lets go for a process that is killed. The database file itself is never opened: closing that descriptor
 would drop SQLite's own locks on it (https://www.sqlite.org/howtocorrupt.html, section 2.2). The two files are empty,
@@ -24,6 +24,8 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+
+from sqlitepool import file_queue
 
 if sys.platform == "win32":
     LOCK_EX, LOCK_NB, LOCK_UN = 2, 4, 8
@@ -94,16 +96,8 @@ class FileLock:
         """Take the lock if it is free and no other process waits for it in earnest; tell whether it was taken."""
         if os.fstat(self._lock).st_nlink == 0 or os.fstat(self._queue).st_nlink == 0:
             self.open()  # somebody deleted the files: the other processes are about to use new ones
-        try:
-            flock(self._queue, _TRY)
-        except BlockingIOError:
-            self.is_awaited = True
-            return False
-        self.is_awaited = False
-        try:
-            return self.try_to_barge()
-        finally:
-            flock(self._queue, LOCK_UN)
+        self.is_awaited = not file_queue.is_empty(self._queue)
+        return not self.is_awaited and self.try_to_barge()
 
     def try_to_barge(self) -> bool:
         """Take the lock if it is free, even if others wait for it; tell whether it was taken."""
@@ -115,8 +109,8 @@ class FileLock:
 
     def wait(self) -> None:
         """Wait in the queue for the lock, for as long as it takes."""
-        flock(self._queue, LOCK_EX)
         try:
+            file_queue.join(self._queue)
             began = time.monotonic()
             for after in _LOOKS:
                 time.sleep(max(0.0, began + after - time.monotonic()))
@@ -127,7 +121,7 @@ class FileLock:
                         return
             flock(self._lock, LOCK_EX)
         finally:
-            flock(self._queue, LOCK_UN)
+            file_queue.leave(self._queue)
 
 
 def _nothing() -> None:

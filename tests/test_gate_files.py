@@ -13,7 +13,7 @@ import pytest
 from gate_support import Holder, assert_sound, other_process_can_write, use
 from pool_support import PATIENCE, open_files, start
 
-from sqlitepool import file_lock
+from sqlitepool import file_lock, file_queue
 from sqlitepool.errors import WriteTimeout
 from sqlitepool.gate import Gate, gate_of
 
@@ -100,6 +100,10 @@ def break_flock(monkeypatch: pytest.MonkeyPatch, database: Path) -> None:
     monkeypatch.setattr(file_lock, "flock", fail)
 
 
+def break_the_queue(monkeypatch: pytest.MonkeyPatch, database: Path) -> None:
+    monkeypatch.setattr(file_queue, "_lock", fail)
+
+
 def break_opening(monkeypatch: pytest.MonkeyPatch, database: Path) -> None:
     monkeypatch.setattr(file_lock, "_open", fail)
 
@@ -108,8 +112,8 @@ def make_folder_in_the_way(monkeypatch: pytest.MonkeyPatch, database: Path) -> N
     Path(f"{database}-gate").mkdir()
 
 
-@pytest.mark.parametrize("what", [break_flock, break_opening, make_folder_in_the_way])
-def test_without_flock_the_gate_warns_once_and_works_in_this_process(
+@pytest.mark.parametrize("what", [break_flock, break_the_queue, break_opening, make_folder_in_the_way])
+def test_without_locks_the_gate_warns_once_and_works_in_this_process(
     what: Callable[[pytest.MonkeyPatch, Path], None], database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     what(monkeypatch, database)
