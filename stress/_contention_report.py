@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from _crowd import Result, median
+from _crowd import Result, median, median_ratio
 from _peers import DBUTILS, LIFO_QUEUE, OURS, PEEWEE, PER_THREAD, SQLALCHEMY
 
 NOTHING, READ, WORK = HOLDS = ("nothing", "a point read", "1 ms of work")
@@ -63,7 +63,7 @@ Figure = tuple[float, str] | None
 def ratio(report: Report, hold: str, threads: int, peer: str) -> float | None:
     """How many times the checkouts per second of `peer` ours has: the median of the ratios within a round."""
     ours, theirs = (report.cells.get((hold, threads, name)) for name in (OURS, peer))
-    return statistics.median(a.rate / b.rate for a, b in zip(ours, theirs, strict=True)) if ours and theirs else None
+    return median_ratio(ours, theirs) if ours and theirs else None
 
 
 def least_ratio(report: Report, holds: Iterable[str], threads: Iterable[int] | None, of: tuple[str, ...]) -> Figure:
@@ -89,9 +89,8 @@ def longest_wait(report: Report, hold: str, threads: int) -> Figure:
 def growth(report: Report, few: int, many: int) -> Figure:
     """What a checkout costs with many threads, as a multiple of what it costs with few."""
     before, after = (report.cells.get((READ, threads, OURS)) for threads in (few, many))
-    if not before or not after:
-        return None
-    return statistics.median(a.rate / b.rate for a, b in zip(before, after, strict=True)), ""
+    times = median_ratio(before, after) if before and after else None
+    return None if times is None else (times, "")
 
 
 def share(report: Report, which: str) -> Figure:

@@ -15,8 +15,8 @@ from typing import Any
 
 from _peers import Peer, pasted
 
-GRACE = 10.0
-"""Seconds after the end of a run in which all threads must have come back."""
+GRACE = 60.0
+"""Seconds after the end of a run in which all threads must have come back, from a slow and busy disk too."""
 
 ONCE = """
     def once():
@@ -170,3 +170,12 @@ def median(results: Sequence[Result]) -> Result:
         errors=sum(one.errors for one in results),
         error=next((one.error for one in results if one.error), ""),
     )
+
+
+def median_ratio(ours: Sequence[Result], theirs: Sequence[Result]) -> float | None:
+    """How many times the rate of theirs ours has: the median of the ratios within a round.
+
+    A round in which nobody of theirs got anything, as may be in a short run on a busy machine, says nothing.
+    """
+    found = [a.rate / b.rate for a, b in zip(ours, theirs, strict=True) if b.rate]
+    return statistics.median(found) if found else None

@@ -23,6 +23,8 @@ SETTINGS = {
 
 FAR_OFF = 0.6
 """A short run has missed a target if it reached less than this part of it, in processor time as well."""
+BUSY_ENOUGH = 0.5
+"""A short run says nothing where a server had a processor for a smaller share of the time."""
 
 
 def cell(setting: str, schema: str) -> str:
@@ -89,8 +91,14 @@ class Target:
         if report.quick:
             limit += ", or not far off"
             cost = ratio(report, self.where, self.peer, "cost")
-            met = None if times is None or cost is None else max(times, 1 / cost) >= self.least * FAR_OFF
+            met = None
+            if times is not None and cost is not None and self._had_a_processor(report):
+                met = max(times, 1 / cost) >= self.least * FAR_OFF
         return Verdict(f"{self.where}: times {self.peer}", limit, times, "", met)
+
+    def _had_a_processor(self, report: Report) -> bool:
+        both = (median(report.cells[self.where, name]) for name in (OURS, self.peer))
+        return all(one.server_busy >= BUSY_ENOUGH for one in both)
 
 
 TARGETS = (

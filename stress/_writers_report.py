@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from _contention_report import Figure, Row, Verdict, plain
-from _crowd import median
+from _crowd import median, median_ratio
 from _writers_peers import OURS, Written
 
 
@@ -84,9 +84,8 @@ def ratio(cell: str, ours: str, theirs: str) -> Callable[[Report], Figure]:
 
     def figure(report: Report) -> Figure:
         a, b = (report.cells.get((cell, name)) for name in (ours, theirs))
-        if not a or not b:
-            return None
-        return statistics.median(x.rate / y.rate for x, y in zip(a, b, strict=True) if y.rate), ""
+        times = median_ratio(a, b) if a and b else None
+        return None if times is None else (times, "")
 
     return figure
 

@@ -31,7 +31,7 @@ THREADS = (1, 4)
 CONTESTANTS = (BUSY_TIMEOUT, WRITE, RUN_WRITE)
 NUMBERS = 10_000_000
 """Each process writes rows whose numbers begin so far from those of the one before."""
-START_UP = 30.0
+START_UP = 120.0
 """Seconds that a process may take until it is ready."""
 
 

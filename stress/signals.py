@@ -28,6 +28,8 @@ from sqlitepool import ConnectionPool, Pool
 POOL_SIZE = 2
 OTHERS = 4
 ENOUGH = 10_000
+PATIENCE = 30.0
+"""Seconds: longer than anything takes that is not lost."""
 PACKAGE = str(Path(Pool.connection.__code__.co_filename).parent)
 
 AnyPool = Pool[Any]
@@ -109,13 +111,13 @@ def find_problems(pool: AnyPool) -> list[str]:
     together = threading.Barrier(POOL_SIZE)
 
     def take() -> None:
-        with pool.connection(timeout=5) as item:
+        with pool.connection(timeout=PATIENCE) as item:
             got.append(item)
             use(item)
-            together.wait(5)
+            together.wait(PATIENCE)
 
     def try_lock() -> None:
-        if not pool._lock.acquire(timeout=5):
+        if not pool._lock.acquire(timeout=PATIENCE):
             problems.append("the lock is held")
         else:
             pool._lock.release()
@@ -125,7 +127,7 @@ def find_problems(pool: AnyPool) -> list[str]:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(10)
+            thread.join(2 * PATIENCE)
 
     run(try_lock, 1)
     if problems:
@@ -161,7 +163,7 @@ def storm(name: str, pool: AnyPool, interval: float, seconds: float | None) -> d
     blow.run(seconds)
     stop.set()
     for thread in others:
-        thread.join(20)
+        thread.join(PATIENCE)
         if thread.is_alive():
             failures.append("a thread still waits")
     took = time.monotonic() - began
@@ -190,7 +192,7 @@ def main() -> int:
     seconds = None if arguments.quick else arguments.seconds / 2
     with tempfile.TemporaryDirectory() as folder:
         results = [
-            storm("Pool", Pool(Item, max_size=POOL_SIZE, timeout=20), 0.0001, seconds),
+            storm("Pool", Pool(Item, max_size=POOL_SIZE, timeout=PATIENCE), 0.0001, seconds),
             storm("ConnectionPool", ConnectionPool(Path(folder) / "app.db", max_size=POOL_SIZE), 0.0002, seconds),
         ]
     if arguments.json:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from machine import family
+from machine import family, has_ended
 from pool_support import PATIENCE, eventually
 from serving import EXAMPLE, ROOT, answers, free_port
 
@@ -64,13 +64,12 @@ class Apache:
 
     Attributes:
         prefixes: below which paths the application is, one for each group.
-        folder: all that it has. Not in pytest's folder, which Apache's user may not enter.
+        folder: all that it has. Not in pytest's folder, which Apache's user may not enter, nor in a `TMPDIR` like that.
     """
 
     def __init__(self, mode: str, groups: tuple[str, ...]) -> None:
         self._program = find_apache()
-        self.folder = Path(tempfile.mkdtemp(prefix="sqlitepool-apache-"))
-        self.folder.chmod(0o755)
+        self.folder = Path(tempfile.mkdtemp(prefix="sqlitepool-apache-", dir="/tmp"))
         self.database = self.folder / "data" / "members.db"
         self.port = free_port()
         for name in ("data", "run"):
@@ -90,6 +89,7 @@ class Apache:
                 f"WSGIScriptAlias /2 {self.folder}/code/app.wsgi"
                 f" process-group={process_group} application-group={groups[1]}"
             )
+        subprocess.run(["chmod", "-R", "a+rX", self.folder], check=True)  # whatever our umask is, and the checkout's
         self._configuration = self.folder / "apache.conf"
         self._configuration.write_text(
             CONFIGURATION.format(
@@ -124,7 +124,9 @@ class Apache:
 
     def _control(self, verb: str) -> None:
         command = [self._program, "-f", str(self._configuration), "-k", verb]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        # Its Python is another one, and is to find our package where the configuration says.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
         assert ended.returncode == 0, ended.stderr + self.log
 
     def _wait_until_it_answers(self) -> None:
@@ -144,7 +146,7 @@ class Apache:
         """Have all processes replaced when they have answered what they were asked; return when they are."""
         old = set(family(self.pid)) - {self.pid}
         self._control("graceful")
-        eventually(lambda: not old & set(family(self.pid)))
+        eventually(lambda: all(map(has_ended, old)))
         self._wait_until_it_answers()
 
     def stop(self) -> None:
@@ -154,4 +156,4 @@ class Apache:
         pid = self.pid
         members = family(pid)
         self._control("stop")
-        eventually(lambda: not any(Path(f"/proc/{member}").exists() for member in members))
+        eventually(lambda: all(map(has_ended, members)))

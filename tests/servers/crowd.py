@@ -59,7 +59,7 @@ class Member:
         self._visit()
         self._read()
         self._visit()
-        if self.requests % 32 < 4:
+        if self.requests // 4 % 8 == 1:  # the first time, and then each eighth
             answer = self._ask("GET", "/status")
             if answer is not None:
                 self.seen.add((answer["process"], answer["application_group"]))
@@ -159,16 +159,24 @@ class Crowd:
     def failures_since(self, moment: float) -> list[str]:
         return [failure.text for member in self.members for failure in member.failures if failure.began >= moment]
 
-    def check_all_went_well_since(self, moment: float) -> None:
+    def idle_since(self, moment: float) -> list[str]:
+        """Those who have asked for nothing since then that was answered."""
+        return [member.name for member in self.members if not member.timings or member.timings[-1][1] < moment]
+
+    def check_nothing_failed_since(self, moment: float) -> None:
         failures = self.wrong() or self.failures_since(moment)
         assert not failures, failures
-        idle = [member.name for member in self.members if not member.timings or member.timings[-1][1] < moment]
+
+    def check_all_went_well_since(self, moment: float) -> None:
+        self.check_nothing_failed_since(moment)
+        idle = self.idle_since(moment)
         assert not idle, idle
 
     def longest(self, what: str, since: float = 0.0) -> float:
-        """The longest "read" or "write" within the server, in seconds."""
+        """The longest "read" or "write" within the server that ended since then, in seconds."""
         timings = [timing for member in self.members for timing in member.timings]
-        return max(seconds for kind, began, seconds in timings if kind == what and began >= since)
+        found = [seconds for kind, began, seconds in timings if kind == what and began + seconds >= since]
+        return max(found, default=0.0)
 
     def check_counts(self, visits: dict[str, int]) -> None:
         """See that the database says what the members were told."""

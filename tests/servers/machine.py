@@ -23,6 +23,18 @@ def family(pid: int) -> list[int]:
     return found
 
 
+def has_ended(pid: int) -> bool:
+    """Tell whether no thread of a process runs any more, so that all it had open is closed.
+
+    Its first thread may have ended before the others. And its number may stay in use, if nobody asks how it ended.
+    """
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+        return state in "ZX" and len(os.listdir(f"/proc/{pid}/task")) == 1
+    except OSError:
+        return True
+
+
 def times_open(pid: int, path: Path) -> int:
     """How many descriptors of a process point to a file. 0 if it has ended, or is about to."""
     count = 0
@@ -38,7 +50,10 @@ def times_open(pid: int, path: Path) -> int:
 
 
 class Processors:
-    """From when it is made: who uses the processors, a family of processes together with this one, or others?"""
+    """From when it is made: who uses the processors, a family of processes together with this one, or others?
+
+    A processor that waits for the disk counts as used by others.
+    """
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -52,7 +67,7 @@ class Processors:
     def _ticks(self) -> tuple[int, int, int]:
         with open("/proc/stat") as stat:
             ticks = [int(field) for field in stat.readline().split()[1:9]]  # user, nice, system, idle, iowait, ...
-        return sum(ticks), ticks[3] + ticks[4], sum(_ticks_of(pid) for pid in [os.getpid(), *family(self._pid)])
+        return sum(ticks), ticks[3], sum(_ticks_of(pid) for pid in [os.getpid(), *family(self._pid)])
 
 
 def _ticks_of(pid: int) -> int:

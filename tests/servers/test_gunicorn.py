@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from crowd import Crowd
-from machine import family
+from machine import family, has_ended
 from pool_support import eventually
 from serving import BOUND, Watch, check_what_is_left, free_port, kill_one, running, unexpected, work_calmly
 
@@ -34,7 +34,7 @@ def test_nothing_is_lost_under_load_through_a_restart_and_a_kill(
 
             old = set(family(pid)) - {pid}
             os.kill(pid, signal.SIGHUP)
-            eventually(lambda: not old & set(family(pid)))
+            eventually(lambda: all(map(has_ended, old)))
             restarted = time.monotonic()
             crowd.wait_until_all_came(8)
             crowd.check_all_went_well_since(restarted)
