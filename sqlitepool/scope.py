@@ -47,21 +47,6 @@ class _ScopedLease(Lease[T]):
         except IndexError:
             return False
 
-    def take(self, frame: FrameType) -> T:
-        """Take the item for the code that `frame` runs."""
-        item = self.__enter__()
-        slot = self._slot
-        assert slot is not None
-        note_place(slot, frame)
-        slot.frame = 0  # it does not end with this frame
-        return item
-
-    def give_back(self, commit: bool | None) -> None:
-        """End the loan; see `Lending._return`."""
-        if self.is_out:
-            slot, self._slot = self._slot, None
-            self._pool._return(slot, self._loan, commit)
-
 
 class OpenScope(Generic[T]):
     """One scope that is open: that of one request, say. Made by `Scope.open`, to be used and closed on any thread.
@@ -131,7 +116,12 @@ class OpenScope(Generic[T]):
             lease._timeout = timeout
             lease._slot = None
             self._lease = lease
-            self._item = item = lease.take(frame)
+            item = lease.__enter__()
+            slot = lease._slot
+            assert slot is not None
+            note_place(slot, frame)
+            slot.frame = 0  # it ends with the scope, and not with this frame
+            self._item = item
             return item
 
     def release(self) -> None:
@@ -161,8 +151,9 @@ class OpenScope(Generic[T]):
         with self._lock:
             lease, self._lease = self._lease, None
             self._item = None
-        if lease is not None:
-            lease.give_back(commit)
+        if lease is not None and lease.is_out:
+            slot, lease._slot = lease._slot, None
+            lease._pool._return(slot, lease._loan, commit)
 
     def __enter__(self) -> Self:
         return self

@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
-from flask import Flask, Response, request_finished
+from flask import Flask, Response
 from flask.ctx import AppContext
 from flask.globals import app_ctx
 from werkzeug.local import LocalProxy
@@ -42,8 +42,11 @@ from sqlitepool.scope import OpenScope, Scope
 from sqlitepool.stats import LeaseInfo
 from sqlitepool.tracking import Connection
 
-# The files of code that stands between the connection and who asks for it.
-_NOT_THE_CALLER = (__file__, LocalProxy.__init__.__code__.co_filename)
+# The files of code that stands between the connection and who asks for it by the proxy.
+_PROXY = (__file__, LocalProxy.__init__.__code__.co_filename)
+
+# Returns the application context itself: each use of `app_ctx` or `g` looks it up anew.
+_flask_context: Callable[[], AppContext] = app_ctx._get_current_object  # type: ignore[attr-defined]
 
 T = TypeVar("T")
 S = TypeVar("S", bound=ConnectionPool[Any] | Database)
@@ -71,42 +74,60 @@ class DatabaseOptions(TypedDict, total=False):
     name: str | None
 
 
-class _Context(Generic[T]):
-    """What one application context has of a database.
+class _ContextScope(OpenScope[T]):
+    """The scope of one application context. Ends when that has ended, and all responses streamed from it are closed."""
 
-    Its scope ends when the context has ended, and all responses that are streamed from it are closed.
-    """
-
-    def __init__(self) -> None:
-        self.opened: OpenScope[T] | None = None
-        self._streams: set[object] = set()
-        self._has_ended = False
-        self._has_failed = False
+    _streams: set[object] | None = None
+    _has_ended = False
+    _has_failed = False
 
     def see(self, response: Response) -> None:
         """Look at a response that is about to be sent."""
         status = response.status_code
         self._has_failed = status >= 400
         # Error pages and redirects may look streamed too, and files are: none of them needs a connection.
-        if response.is_streamed and status < 300 and not response.direct_passthrough:
+        if status < 300 and response.is_streamed and not response.direct_passthrough:
             stream = object()
-            self._streams.add(stream)
-            response.call_on_close(lambda: self._end_stream(stream))
+            streams = self._streams = self._streams or set()
+            streams.add(stream)
+            response.call_on_close(lambda: self._end_stream(streams, stream))
 
-    def _end_stream(self, stream: object) -> None:
-        self._streams.discard(stream)
+    def _end_stream(self, streams: set[object], stream: object) -> None:
+        streams.discard(stream)
         if self._has_ended:
             self.end(None)
 
     def end(self, error: BaseException | None) -> None:
-        """End the scope, unless a response is still being streamed. May be called again."""
+        """End it, unless a response is still being streamed. May be called again."""
         self._has_ended = True
-        self._has_failed = self._has_failed or error is not None
-        opened = self.opened
-        if opened is None or self._streams:
-            return
-        self.opened = None
-        opened.close(failed=self._has_failed)
+        if error is not None:
+            self._has_failed = True
+        if not self._streams:
+            self.close(failed=self._has_failed)
+
+
+def _watch_contexts(app: Flask, key: str) -> None:
+    """Have the scopes that stand in `g` as `key` see the responses, and end with their contexts.
+
+    A receiver of the signal `request_finished` would see the same responses, for several times the price: whoever sends
+    a signal asks about each receiver, each time anew, whether it is a coroutine function.
+    """
+    process_response = app.process_response
+
+    def process_and_see(*args: Any) -> Response:
+        response = process_response(*args)  # nobody will put another one in its place any more
+        opened: _ContextScope[Any] | None = _flask_context().g.__dict__.get(key)
+        if opened is not None:  # a stream that is the first to ask enters the context again, and so ends it again
+            opened.see(response)
+        return response
+
+    def end(error: BaseException | None) -> None:  # called twice if the context was left and entered again
+        opened: _ContextScope[Any] | None = _flask_context().g.__dict__.get(key)
+        if opened is not None:
+            opened.end(error)
+
+    cast(Any, app).process_response = process_and_see  # a method that Flask has for being overridden
+    app.teardown_appcontext(end)
 
 
 class _App(Generic[S]):
@@ -115,13 +136,11 @@ class _App(Generic[S]):
     def __init__(self, app: Flask, open_source: Callable[[Flask], S], name: str, key: str) -> None:
         self.name = name
         self._open_source = open_source
-        self._key = key
         self._source: tuple[S, Scope[Any]] | None = None
         self._lock = threading.Lock()
         fork.register(self)
         close_at_exit(self)
-        app.teardown_appcontext(self.end_context)
-        request_finished.connect(self.see_response, app)
+        _watch_contexts(app, key)
 
     def source(self) -> tuple[S, Scope[Any]]:
         """What is open, and the scope over it. Opened if it is not."""
@@ -143,18 +162,6 @@ class _App(Generic[S]):
         """Close what is open. A request that comes later opens it again: threads of servers go on during the exit."""
         source, self._source = self._source, None
         return [] if source is None else source[0].close(timeout)
-
-    def see_response(self, app: Flask, response: Response, **_: object) -> None:
-        """Called when nobody will put another response in the place of this one any more."""
-        context: _Context[Any] | None = _flask_context().g.get(self._key)
-        if context is not None:  # a stream that is the first to ask enters the context again, and so ends it again
-            context.see(response)
-
-    def end_context(self, error: BaseException | None) -> None:
-        """Called when an application context ends; twice in one if it was left and entered again, as for a stream."""
-        context: _Context[Any] | None = _flask_context().g.get(self._key)
-        if context is not None:
-            context.end(error)
 
     def _start_anew(self) -> None:
         self._lock = threading.Lock()  # another thread may have held it at the fork
@@ -207,23 +214,23 @@ class _Extension(Generic[S, T]):
                 configuration does not name the database.
             PoolTimeout, PoolFull, PoolClosed, Exception: as `ConnectionPool.connection`.
         """
-        frame = _caller()
+        frame = sys._getframe(1)
+        if frame.f_code.co_filename == __file__:
+            frame = _beyond_proxy(frame)
         flask_context = _flask_context()
-        context: _Context[T] | None = flask_context.g.get(self._key)
-        if context is None:
-            context = _Context()
-            setattr(flask_context.g, self._key, context)
+        of_context = flask_context.g.__dict__
+        opened: _ContextScope[T] | None = of_context.get(self._key)
+        if opened is None or opened.is_closed:
+            scope = self._of_app(flask_context.app).source()[1]
+            opened = of_context[self._key] = _ContextScope(scope, frame)
         while True:
-            opened = context.opened
-            if opened is None:
-                opened = context.opened = OpenScope(self._of_app(flask_context.app).source()[1], frame)
             try:
                 return opened._get(..., frame)
             except PoolClosed:
-                if self._of_app(flask_context.app).has_open(opened):
+                known = self._of_app(flask_context.app)
+                if known.has_open(opened):
                     raise
-                opened.close()  # it was closed at exit just before we asked it
-                context.opened = None
+                opened._scope = known.source()[1]  # it was closed at exit just before we asked it
 
     @property
     def proxy(self) -> T:
@@ -351,11 +358,6 @@ class SQLiteDatabase(_Extension[Database, Connection]):
         return self._current()
 
 
-def _flask_context() -> AppContext:
-    """The context itself: each use of `app_ctx` or `g` looks it up anew."""
-    return app_ctx._get_current_object()  # type: ignore[attr-defined, no-any-return]
-
-
 def _locate(app: Flask, database: str | os.PathLike[str]) -> str:
     path = os.fspath(database)
     if path == ":memory:" or path.startswith("file:") or os.path.isabs(path):
@@ -364,9 +366,8 @@ def _locate(app: Flask, database: str | os.PathLike[str]) -> str:
     return os.path.join(app.instance_path, path)
 
 
-def _caller() -> FrameType:
-    """The frame of the code that asks for the connection, be it by the proxy."""
-    frame = sys._getframe(2)
-    while frame.f_code.co_filename in _NOT_THE_CALLER and frame.f_back is not None:
+def _beyond_proxy(frame: FrameType) -> FrameType:
+    """The frame of the code that asks for the connection by the proxy."""
+    while frame.f_code.co_filename in _PROXY and frame.f_back is not None:
         frame = frame.f_back
     return frame

@@ -396,6 +396,41 @@ def test_another_response_in_the_place_of_a_streamed_one_loses_no_connection(mak
         db.pool.close()
 
 
+def test_a_response_that_the_application_streams_in_the_place_of_another_keeps_the_connection(
+    tmp_path: Path,
+) -> None:
+    class Streaming(Flask):
+        def process_response(self, response: Response) -> Response:
+            conn = db.connection
+            super().process_response(response)
+            return Response(str(conn.execute("SELECT ?", (number,)).fetchone()[0]) for number in range(3))
+
+    db = SQLitePool(database=tmp_path / "app.db", max_size=1, timeout=0)
+    app = Streaming(__name__)
+    db.init_app(app)
+    app.add_url_rule("/", view_func=lambda: "plain")
+    with app.test_client().get("/") as answer:
+        assert in_use(app, db) == 1
+        assert answer.text == "012"
+    assert in_use(app, db) == 0
+    with app.app_context():
+        assert db.pool.close() == []
+
+
+def test_the_applications_own_g_may_refuse_attributes(make_app: MakeApp) -> None:
+    class Controlled:
+        def __setattr__(self, name: str, value: object) -> None:
+            raise AttributeError(name)
+
+    db = SQLitePool()
+    app = make_app(db)
+    app.app_ctx_globals_class = Controlled  # type: ignore[assignment]
+    with app.app_context():
+        assert db.connection is db.connection
+        assert db.pool.stats().in_use == 1
+    assert in_use(app, db) == 0
+
+
 def test_files_and_redirects_do_not_keep_the_connection_while_they_are_sent(make_app: MakeApp) -> None:
     db = SQLitePool(max_size=1, timeout=0)
     app = make_app(db)
