@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pool_support import Open
+from pool_support import PATIENCE, Open
 
 from sqlitepool.cleaning import retire
 from sqlitepool.connection import Connection, normalise_path, open_connection
@@ -19,6 +19,12 @@ def _ctrl_c_works() -> None:
     """Shells have jobs in the background ignore SIGINT, and the servers that tests start would inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group commit takes all that is queued, even if the machine stands still for longer than a batch may last."""
+    monkeypatch.setattr("sqlitepool.group_commit._LONGEST_BATCH", PATIENCE)
 
 
 @pytest.fixture

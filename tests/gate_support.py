@@ -42,7 +42,7 @@ class Holder:
 
 def assert_sound(gate: Gate) -> None:
     """Nobody has or wants the right to write, anybody can have it at once, other processes as well."""
-    start(use, gate, 2.0).result(PATIENCE)
+    start(use, gate, PATIENCE / 2).result(PATIENCE)
     assert gate.holder() is None
     assert gate.waiting() == 0
     assert len(gate._free) == 1

@@ -110,6 +110,19 @@ def eventually(condition: Callable[[], object]) -> None:
         time.sleep(0.001)
 
 
+def least(measure: Callable[[], float], enough: float) -> float:
+    """Return the least of what `measure()` tells (seconds) in five tries, or the first that is less than `enough`.
+
+    Other programs can make anything last longer, so a time is of the code only if it is the least of several.
+    """
+    found = measure()
+    for _ in range(4):
+        if found < enough:
+            break
+        found = min(found, measure())
+    return found
+
+
 def hold(pool: Any, got: threading.Event, go: threading.Event, **options: Any) -> None:
     """Borrow an item in a `with` block and keep it until `go`."""
     with pool.connection(**options):

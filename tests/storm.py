@@ -104,7 +104,7 @@ def interrupt() -> None:
 
 def lock_is_free(pool: AnyPool) -> bool:
     def take() -> bool:
-        taken = pool._lock.acquire(timeout=1)
+        taken = pool._lock.acquire(timeout=PATIENCE / 2)
         if taken:
             pool._lock.release()
         return taken
@@ -122,7 +122,7 @@ def assert_sound(pool: AnyPool, max_size: int) -> None:
     all_out = threading.Barrier(max_size)
 
     def borrow() -> object:
-        with pool.connection(timeout=1) as item:
+        with pool.connection(timeout=PATIENCE / 2) as item:
             assert item is not None
             assert not getattr(item, "closed", False), "a closed item was lent"
             all_out.wait(PATIENCE)

@@ -16,7 +16,9 @@ import pytest
 from pool_support import PATIENCE, eventually, start
 from test_fork import in_child
 
-from sqlitepool import Database, PoolError
+from sqlitepool import Database, PoolError, WriteTimeout
+from sqlitepool.gate import Gate
+from sqlitepool.turn import Turn
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()"),
@@ -280,3 +282,15 @@ def test_queued_writes_are_those_of_the_parent_only(db: Database) -> None:
     for one in queued:
         one.result(PATIENCE)
     assert values(db) == [0, 1, 2, 3, 4, 5]
+
+
+def has_one_right_to_write(gate: Gate, inherited: Turn) -> None:
+    inherited.leave()
+    with gate.turn(), pytest.raises(WriteTimeout), gate.turn(time.monotonic()):
+        pass
+
+
+def test_a_child_that_leaves_its_parents_turn_has_no_second_right_to_write() -> None:
+    gate = Gate(None)
+    with gate.turn() as turn:
+        in_child(lambda: has_one_right_to_write(gate, turn))

@@ -84,7 +84,7 @@ def test_what_came_after_the_file_was_replaced_is_not_committed_to_the_old_one(
 
 def test_who_reads_the_new_file_does_not_keep_the_writer_out_of_it(path: Path) -> None:
     """It is in no WAL mode yet, and only who is alone in it could change that: so the writer goes first."""
-    with Database(path, timeout=2) as db:
+    with Database(path, timeout=PATIENCE) as db:
         assert db.execute(READ) == [("old",)]
         db.run_write(insert_text, "last")
         replace(path)
@@ -96,7 +96,7 @@ def test_who_reads_the_new_file_does_not_keep_the_writer_out_of_it(path: Path) -
 
 
 def test_who_reads_the_old_file_may_finish_while_others_use_the_new_one(path: Path) -> None:
-    with Database(path, timeout=2) as db:
+    with Database(path, timeout=PATIENCE) as db:
         db.run_write(insert_text, "last")
         with db.read() as conn:
             assert conn.execute(READ).fetchall() == [("old",), ("last",)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 from gate_support import Holder, assert_sound, use
-from pool_support import PATIENCE, eventually, start
+from pool_support import PATIENCE, eventually, least, start
 from storm import PACKAGE, at_opcode, count_up, interrupt
 
 from sqlitepool import file_lock
@@ -87,20 +88,25 @@ def test_threads_are_served_in_order_once_the_longest_has_waited_for_fairness(da
 
 @pytest.mark.usefixtures("only_wake_ups")
 def test_no_thread_starves_beside_greedy_ones(gate: Gate) -> None:
-    end = monotonic() + 1.0
+    """Nobody waits for half of the run, counted in what the others get meanwhile."""
+    barrier = threading.Barrier(8)
+    clock = itertools.count()
 
-    def write() -> tuple[int, float]:
-        count, worst = 0, 0.0
-        while (began := monotonic()) < end:
+    def write() -> tuple[int, int]:
+        barrier.wait(PATIENCE)
+        end = monotonic() + 1.0
+        count, worst = 0, 0
+        while monotonic() < end:
+            began = next(clock)
             with gate.turn():
-                worst = max(worst, monotonic() - began)
+                worst = max(worst, next(clock) - began)
                 sum(range(500))
             count += 1
         return count, worst
 
     results = [thread.result(PATIENCE) for thread in [start(write) for _ in range(8)]]
     assert min(count for count, _ in results) > 5
-    assert max(worst for _, worst in results) < 0.6
+    assert max(worst for _, worst in results) < next(clock) / 2
     assert_sound(gate)
 
 
@@ -138,16 +144,22 @@ def test_after_fairness_nobody_goes_first(database: Path) -> None:
 
 @pytest.mark.parametrize("seconds", [0.0, 0.05, 0.3])
 def test_a_timeout_is_kept_to_the_tenth_of_a_second_and_names_the_holder(gate: Gate, seconds: float) -> None:
-    with Holder(gate):
+    errors: list[WriteTimeout] = []
+
+    def time_out() -> float:
         began = monotonic()
         with pytest.raises(WriteTimeout) as raised, gate.turn(began + seconds):
             pass
-        assert seconds <= monotonic() - began < seconds + 0.1
+        errors.append(raised.value)
+        return monotonic() - began
+
+    with Holder(gate):
+        assert seconds <= least(time_out, seconds + 0.1) < seconds + 0.1
         holder = gate.holder()
         assert holder is not None
         assert (holder.thread_name, holder.last_sql) == ("the holder", "INSERT INTO t VALUES (1)")
-    message = str(raised.value)
-    assert isinstance(raised.value, PoolTimeout)
+    message = str(errors[0])
+    assert isinstance(errors[0], PoolTimeout)
     assert "thread 'the holder' for 0." in message
     assert "gate_support.py:" in message
     assert "in hold_until, last statement 'INSERT INTO t VALUES (1)'" in message
@@ -166,8 +178,8 @@ def test_who_gives_up_passes_the_turn_on(gate: Gate) -> None:
     with Holder(gate):
         with pytest.raises(WriteTimeout):
             use(gate, 0.01)
-        first = start(use, gate, 0.05)
-        eventually(lambda: gate.waiting() == 1)
+        first = start(use, gate, 0.1)
+        eventually(lambda: gate.waiting() == 1 or first.done())  # a busy machine may come too late to see it wait
         second = start(use, gate)
         with pytest.raises(WriteTimeout):
             first.result(PATIENCE)
@@ -288,7 +300,7 @@ def test_interrupted_at_any_opcode_of_its_wait_a_thread_passes_its_turn_on(
         seen = at_opcode(number, interrupt, partial(use_block, gate), file)
         done.set()
         holder.result(PATIENCE)
-        behind[0].result(5)
+        behind[0].result(PATIENCE)
         assert_sound(gate)
         if seen < number:
             break

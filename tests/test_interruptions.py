@@ -211,7 +211,7 @@ def test_interrupted_at_any_opcode_of_its_wait_a_thread_passes_its_turn_on(
         seen = at_opcode(number, interrupt, partial(use_block if served else time_out, pool), file)
         done.set()
         holder.result(PATIENCE)
-        behind[0].result(2)
+        behind[0].result(PATIENCE)
         assert_sound(pool, 1)
         if seen < number:
             break

