@@ -16,6 +16,7 @@ import os
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from time import monotonic
 
@@ -68,11 +69,15 @@ class Gate(ProcessGate):
     def __init__(self, database: str | None, *, fairness: float = 0.005) -> None:
         self._fairness = fairness
         self._on_death = partial(_renew, weakref.ref(self))
+        self._token: Callable[[], Token | None] = _no_token
         super().__init__(database)
         fork.register(self)
 
     def _start_anew(self) -> None:
         super()._start_anew()
+        inherited = self._token()
+        if inherited is not None:
+            inherited.is_inherited = True
         self._line: deque[_Waiter] = deque()
         self._woken: _Waiter | None = None
         self._handed_at = -NEVER  # when somebody in the line had their turn last
@@ -305,6 +310,10 @@ class Gate(ProcessGate):
             self._settle()
         finally:
             lock.release()
+
+
+def _no_token() -> None:
+    pass
 
 
 def _renew(gate: weakref.ref[Gate], dead: weakref.ref[Token]) -> None:

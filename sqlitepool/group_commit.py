@@ -46,6 +46,8 @@ from sqlitepool.waiting import locked, surely
 from sqlitepool.writer import Writer, time_left
 from sqlitepool.writing_connection import CAN_REFUSE, lost
 
+_frame = sys._getframe
+
 # Where a job could commit by itself and not be noticed, each is committed alone.
 _MOST_JOBS = 1000 if CAN_REFUSE else 1
 _LONGEST_BATCH = 0.01
@@ -74,16 +76,17 @@ class GroupCommit(GroupQueue):
     def run(self, job: Job, frame: FrameType) -> Any:
         """Run a job for the caller in `frame`; return what its function returned, after the COMMIT."""
         if self._is_alone and self._leader is None and not self._queue and not self._thread_leads:
-            transaction = Transaction(self._writer, job.timeout)
+            writer = self._writer
+            transaction = Transaction(writer, job.timeout)
             try:
-                conn = transaction.try_to_begin(frame, job.since, sys._getframe(), wait=False)
+                conn = transaction.try_to_begin(frame, job.since, _frame(), False)
                 if conn is not None:
                     waited = monotonic() - job.since
                     result = job.function(conn, *job.args)
                     if transaction.inner:
                         raise _left_open()
                     now = monotonic()
-                    if now < self._writer.trusted_until or self._writer.has_same_file(now):
+                    if now < writer.trusted_until or writer.has_same_file(now):
                         transaction.commit()
                         self.jobs += 1
                         self.batches += 1
@@ -207,7 +210,7 @@ class GroupCommit(GroupQueue):
             self._finish([], None)
             return
         try:
-            frame = sys._getframe()
+            frame = _frame()
             transaction._timeout = on_behalf.timeout
             transaction.begin(on_behalf.frame or frame, on_behalf.since, frame)
         except Exception as error:

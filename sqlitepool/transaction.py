@@ -25,11 +25,10 @@ from sqlitepool.database_file import is_inherited
 from sqlitepool.errors import PoolTimeout, WriteTimeout
 from sqlitepool.fork import same_process
 from sqlitepool.lease import Lease, enter_thread, here
-from sqlitepool.stats import MOST_PENDING
 from sqlitepool.tracking import Connection
 from sqlitepool.turn import Token, Turn
 from sqlitepool.writer import Block, Place, Writer, insist, is_busy, time_left
-from sqlitepool.writing_connection import BEGIN, COMMIT, ROLLBACK, lost
+from sqlitepool.writing_connection import BEGIN, COMMIT, ROLLBACK, lost, own_cursor
 
 _SAVEPOINT, _RELEASE, _ROLL_BACK_TO = "SAVEPOINT sqlitepool", "RELEASE sqlitepool", "ROLLBACK TO sqlitepool"
 
@@ -53,15 +52,14 @@ class Transaction(Turn, Block):
     """
 
     __slots__ = (
-        "__weakref__", "_cursor", "_is_committing", "_timeout", "_writer", "code", "conn", "frame", "inner",
-        "instruction", "is_certain", "is_committed",
+        "__weakref__", "_is_committing", "_timeout", "_writer", "code", "conn", "frame", "inner", "instruction",
+        "is_certain", "is_committed",
     )  # fmt: skip
 
     def __init__(self, writer: Writer, timeout: float | None) -> None:
         self._writer = writer
         self._timeout = timeout
         self._token = None
-        self._cursor: sqlite3.Cursor | None = None
         self._is_committing = False
         self.conn: Connection | None = None
         self.frame = 0
@@ -96,7 +94,7 @@ class Transaction(Turn, Block):
         that is not wanted.
         """
         writer = self._writer
-        self._gate = writer.gate
+        self._gate = gate = writer.gate
         try:
             try:
                 token = self._take(since, self._timeout, wait)
@@ -104,19 +102,19 @@ class Transaction(Turn, Block):
                 raise WriteTimeout(f"{error}{writer.say_more()}") from None
             if token is None:
                 return None
-            if writer.gate is not self._gate:  # the file was replaced while we waited: to the gate of the new one
+            if writer.gate is not gate:  # the file was replaced while we waited: to the gate of the new one
                 self.leave()
                 return None
             began = token.since
-            if token.clean_for is writer.pool and (began < writer.trusted_until or writer.has_same_file(began)):
+            if began >= writer.trusted_until and not writer.look_around(began):
                 token.clean_for = None
-                lease = token.connection
-            else:
-                lease = self._take_connection(token, frame, since)
-            if lease is None:
+            if token.clean_for is writer.pool:
+                token.clean_for = None
+            elif not self._take_connection(token, frame, since):
                 return None
-            slot = lease._slot
+            slot, cursor = token.slot, token.cursor
             assert slot is not None
+            assert cursor is not None
             slot.code = self.code = frame.f_code
             slot.instruction = self.instruction = frame.f_lasti
             try:
@@ -125,7 +123,6 @@ class Transaction(Turn, Block):
                 slot.borrower = enter_thread()
             conn: Connection = slot.item
             self.conn = conn
-            self._cursor = cursor = _Cursor(conn)
             try:
                 cursor.execute(BEGIN)
             except sqlite3.OperationalError as error:
@@ -133,10 +130,7 @@ class Transaction(Turn, Block):
                     raise
                 insist(cursor, BEGIN, self._deadline_from(since), self._why_no_begin, writer.on_busy)
                 token.since = began = monotonic()
-            waits = writer.waits
-            waits.append(began - since)
-            if len(waits) > MOST_PENDING:
-                writer.waits = waits.folded()
+            writer.waits.append(began - since)
             if block is not None:
                 frame = block
                 self.is_certain = True
@@ -150,26 +144,27 @@ class Transaction(Turn, Block):
     def _deadline_from(self, since: float) -> float | None:
         return None if self._timeout is None else since + self._timeout
 
-    def _take_connection(self, token: Token, frame: FrameType, since: float) -> Lease[Connection] | None:
-        """Take the connection from its pool; None, without the right to write, if it leads to another file."""
+    def _take_connection(self, token: Token, frame: FrameType, since: float) -> bool:
+        """Take the connection from its pool; not, and without the right to write, if it leads to another file."""
         writer = self._writer
         token.return_connection()
         token.note(frame)
         token.connection = lease = Lease(writer.pool, time_left(self._deadline_from(since)))
         try:
-            lease.__enter__()
+            conn = lease.__enter__()
         except sqlite3.OperationalError as error:  # it was opened just now
             if not is_busy(error):
                 raise
             raise self._why_no_begin() from error
-        slot = lease._slot
+        token.slot = slot = lease._slot
         assert slot is not None
         slot.frame = 0  # nobody can wait for it in a block that it encloses
         if slot.checkouts == 1 and writer.has_moved():  # a new connection: to which file?
             token.return_connection()
             self.leave()
-            return None
-        return lease
+            return False
+        token.cursor = own_cursor(conn)
+        return True
 
     def end(self) -> None:
         """End what is left of the transaction: roll back what was not committed, give back what was taken."""
@@ -182,9 +177,8 @@ class Transaction(Turn, Block):
         try:
             conn = self.conn
             if conn is not None:
-                self.conn = self._cursor = None
-                lease, pool = token.connection, self._writer.pool
-                slot = None if lease is None else lease._slot
+                self.conn = None
+                pool, slot = self._writer.pool, token.slot
                 if self.is_committed and slot is not None and not pool._attention and clean(conn):
                     slot.borrower = None  # it is in nobody's hands
                     token.clean_for = pool
@@ -219,13 +213,15 @@ class Transaction(Turn, Block):
             WriteTimeout: readers were in the way for too long (in WAL there are none that could be).
             sqlite3.Error: it failed. The transaction may still be open: `end` sees to that.
         """
-        conn, cursor = self.conn, self._cursor
+        conn, token = self.conn, self._token
         if not same_process[0]:
             fork.start_anew()
-        if conn is None or cursor is None or self._gate._token() is not self._token:
+        if conn is None or token is None or token.is_inherited:
             return  # a forked child leaves its parent's block
         if not conn.in_transaction:
             raise lost()
+        cursor = token.cursor
+        assert cursor is not None
         self._is_committing = True
         try:
             cursor.execute(COMMIT)
@@ -233,10 +229,13 @@ class Transaction(Turn, Block):
             if not is_busy(error):
                 raise
             close_handles(conn)  # a half-read RETURNING makes COMMIT fail
-            insist(_Cursor(conn), COMMIT, self._deadline_from(monotonic()), self._why_no_commit)
+            insist(cursor, COMMIT, self._deadline_from(monotonic()), self._why_no_commit)
         self.is_committed = True
-        self._writer.commits += 1
-        self._writer.watch(conn)
+        writer = self._writer
+        writer.commits += 1
+        if writer.is_watch_due:
+            writer.is_watch_due = False
+            writer.watch(conn)
 
     def begin_again(self) -> None:
         """Roll back, and begin a new transaction in the same turn."""
@@ -244,8 +243,7 @@ class Transaction(Turn, Block):
         assert conn is not None
         if conn.in_transaction:
             roll_back(conn)
-        self._cursor = cursor = _Cursor(conn)
-        insist(cursor, BEGIN, self._deadline_from(monotonic()), self._why_no_begin)
+        insist(_Cursor(conn), BEGIN, self._deadline_from(monotonic()), self._why_no_begin)
 
     def was_committed(self, error: BaseException) -> bool:
         """Tell whether it is committed, after `error` interrupted `commit`. Needs the connection."""
@@ -258,26 +256,25 @@ class Transaction(Turn, Block):
 
     def save(self, place: Place | None = None) -> None:
         """Set a savepoint, for a block inside."""
-        conn = self.conn
-        if conn is None or self._cursor is None or not conn.in_transaction:
-            raise lost()
-        self._cursor.execute(_SAVEPOINT)
+        self._execute(_SAVEPOINT)
         if place is not None:
             self.inner += (place,)
 
     def release(self) -> None:
         """End the part since the last savepoint: keep it."""
-        conn = self.conn
-        if conn is None or self._cursor is None or not conn.in_transaction:
-            raise lost()
-        self._cursor.execute(_RELEASE)
+        self._execute(_RELEASE)
 
     def undo(self) -> None:
         """End the part since the last savepoint: undo it. Nothing to do if the transaction is lost."""
-        conn = self.conn
-        if conn is not None and self._cursor is not None and conn.in_transaction:
-            self._cursor.execute(_ROLL_BACK_TO)
-            self._cursor.execute(_RELEASE)
+        if not self.is_lost:
+            self._execute(_ROLL_BACK_TO)
+            self._execute(_RELEASE)
+
+    def _execute(self, sql: str) -> None:
+        conn, token = self.conn, self._token
+        if conn is None or token is None or token.cursor is None or not conn.in_transaction:
+            raise lost()
+        token.cursor.execute(sql)
 
     def break_up(self) -> None:
         """Roll all of it back, while blocks of it are still open: each of them will see that it is lost."""

@@ -11,6 +11,7 @@ new one. So a turn that was forgotten ends by itself, too.
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 import threading
 import time
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlitepool import fork
 from sqlitepool.fork import same_process
-from sqlitepool.lease import Lease, place
+from sqlitepool.lease import Lease, Slot, place
 from sqlitepool.limits import NEVER
 from sqlitepool.stats import LeaseInfo
 
@@ -58,14 +59,16 @@ class Token:
         thread_name, thread_id, code, instruction: who began it, and where. Not the `Thread`: in a child of a fork that
             Python does not know of, CPython 3.13 crashes when the object of a thread of the parent is dropped.
         last_sql: what `Turn.note_sql` was told.
-        connection: the loan of the writing connection, if the last turn was a transaction: see `Transaction`. Its slot
-            then says who has the turn, and where that began.
+        connection: the loan of the writing connection, if the last turn was a transaction: see `Transaction`.
+        slot: that of the connection. It then says who has the turn, and where that began.
+        cursor: a cursor on that connection, for what begins and ends transactions.
         clean_for: the pool of that connection, if the next transaction may have it as it is.
+        is_inherited: it is the token of the process that forked us: nothing of it may be touched.
     """
 
     __slots__ = (
-        "__weakref__", "clean_for", "code", "connection", "has_file", "instruction", "last_sql", "since", "slice_ends",
-        "thread_id", "thread_name",
+        "__weakref__", "clean_for", "code", "connection", "cursor", "has_file", "instruction", "is_inherited",
+        "last_sql", "since", "slice_ends", "slot", "thread_id", "thread_name",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -78,14 +81,24 @@ class Token:
         self.instruction = 0
         self.last_sql: str | None = None
         self.connection: Lease[Any] | None = None
+        self.slot: Slot[Any] | None = None
+        self.cursor: sqlite3.Cursor | None = None
         self.clean_for: object = None
+        self.is_inherited = False
 
     def return_connection(self) -> None:
         """Return the connection to its pool, which undoes what was left open, and proves it clean."""
         lease, self.connection = self.connection, None
-        self.clean_for = None
-        if lease is not None:
-            lease.__exit__(BaseException, None, None)  # so that nothing is committed
+        cursor, self.cursor = self.cursor, None
+        self.slot = self.clean_for = None
+        try:
+            if cursor is not None and same_process[0] and not self.is_inherited:
+                cursor.close()  # one that has failed would keep the connection from being closed
+        except sqlite3.ProgrammingError:  # which its borrower has done already
+            pass
+        finally:
+            if lease is not None:
+                lease.__exit__(BaseException, None, None)  # so that nothing is committed
 
     def note(self, frame: FrameType) -> None:
         """Write down who has the turn, and where it began."""
@@ -100,7 +113,7 @@ class Token:
         name, ident, code, instruction, since = (
             self.thread_name, self.thread_id, self.code, self.instruction, self.since,
         )  # fmt: skip
-        slot = None if self.connection is None else self.connection._slot
+        slot = self.slot
         if slot is not None and slot.borrower is not None:
             thread = slot.borrower.thread
             name, ident, code, instruction = thread.name, thread.ident or 0, slot.code, slot.instruction
@@ -179,7 +192,15 @@ class Turn:
                 except IndexError:
                     pass
                 else:
-                    if not gate._take_file(token, now):
+                    file = gate._file
+                    if file is not None and now < token.slice_ends and not token.has_file:
+                        try:  # the usual case of `_take_file`, without the call
+                            barge = file.barge
+                            barge()
+                            token.has_file = True
+                        except OSError:
+                            pass  # `_take_file` will see it too, and knows what to do
+                    if not token.has_file and not gate._take_file(token, now):
                         back, token = token, None
                         gate._free.append(back)
                         back = None
@@ -208,11 +229,15 @@ class Turn:
             if not same_process[0]:
                 fork.start_anew()
             token, self._token = self._token, None
-            if token is None or gate._token() is not token:
+            if token is None or token.is_inherited:
                 return
             token.since = 0.0
             if token.has_file and (gate._quick_until >= NEVER or monotonic() >= token.slice_ends):
-                gate._leave_file(token)
+                file = gate._file  # `_leave_file`, without the call
+                if file is not None:
+                    unlock = file.unlock
+                    unlock()
+                token.has_file = False
             back, token = token, None
             gate._free.append(back)
             back = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import sys
 from time import monotonic
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from sqlitepool import fork
 from sqlitepool.claimants import CONTEXTLIB, Claimants, caller
@@ -31,10 +31,16 @@ class WriteBlock(Transaction):
     _place: Place
 
     def __init__(self, writer: Writer, timeout: float | None, claimants: Claimants) -> None:
-        Transaction.__init__(self, writer, timeout)
         self._claimants = claimants
-        self._is_entered = False
         self._outer: Transaction | None = None
+        self._is_entered = False
+        # what `Transaction.__init__` does, without the call
+        self._writer = writer
+        self._timeout = timeout
+        self._token = self.conn = None
+        self._is_committing = self.is_committed = self.is_certain = False
+        self.frame = 0
+        self.inner = ()
 
     def __enter__(self) -> Connection:  # type: ignore[override]  # a turn is not a transaction to its users
         if self._is_entered:
@@ -44,28 +50,33 @@ class WriteBlock(Transaction):
             frame = caller(frame)
         try:
             self._is_entered = True
-            outer = self._writer.enclosing(frame)
-            if outer is None:
+            if not self._writer.gate._free:  # somebody is writing: the block around this one?
+                outer = self._writer.enclosing(frame)
+                if outer is not None:
+                    return self._join(outer, frame)
                 if len(self._claimants.known) > 1:
                     self._claimants.refuse_to_wait(frame, self._writer)
-                self.is_committed = self._is_committing = False
-                return self.try_to_begin(frame, monotonic()) or self.begin(frame)
-            self._place = place = Place(frame)
-            self._outer = outer
-            outer.save(place)
-            conn = outer.conn
-            assert conn is not None  # `save` has looked
-            return conn
+            self.is_committed = self._is_committing = False
+            return self.try_to_begin(frame, monotonic()) or self.begin(frame)
         except BaseException:
             self._outer = None
             self._is_entered = False
             raise
 
+    def _join(self, outer: Transaction, frame: FrameType) -> Connection:
+        """Begin as a savepoint in `outer`."""
+        self._place = place = Place(frame)
+        self._outer = outer
+        outer.save(place)
+        conn = outer.conn
+        assert conn is not None  # `save` has looked
+        return conn
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            if isinstance(error, sqlite3.Error):
+            if kind is not None and isinstance(error, sqlite3.Error):
                 self._name_file(error, "in the")
             if self._outer is not None:
                 self._end_inner(self._outer, kind is None)

@@ -23,7 +23,7 @@ from sqlitepool.fork import same_process
 from sqlitepool.gate import Gate, gate_of
 from sqlitepool.lease import place
 from sqlitepool.limits import NEVER
-from sqlitepool.stats import Tally
+from sqlitepool.stats import MOST_PENDING, Tally
 from sqlitepool.tracking import Connection
 from sqlitepool.turn import GateHolder
 from sqlitepool.writing_connection import last_statement
@@ -136,7 +136,8 @@ class Writer:
     Attributes:
         commits: how many transactions were committed.
         waits: how long each had to wait for its beginning.
-        watch: called with the connection after each commit, while the right to write is still held.
+        watch: called with the connection after a commit, while the right to write is still held.
+        is_watch_due: it is to be called with the next commit: once in a millisecond, at most.
         on_busy: called when somebody who does not come through the gate writes.
         trusted_until: until this monotonic time nobody looks whether the file was replaced.
     """
@@ -146,6 +147,7 @@ class Writer:
         self.commits = 0
         self.waits = Tally()
         self.watch: Callable[[Connection], object] = _nothing
+        self.is_watch_due = False
         self.on_busy: Callable[[], object] = _nothing
         self._file = file
         self._blockers = blockers
@@ -167,6 +169,13 @@ class Writer:
         before, self.gate = self.gate, self._find_gate()
         return self.gate is not before
 
+    def look_around(self, now: float) -> bool:
+        """See to what is seen to once in a millisecond, at most, and tell whether the file is still the same."""
+        self.is_watch_due = True
+        if len(self.waits) > MOST_PENDING:
+            self.waits = self.waits.folded()
+        return self.has_same_file(now)
+
     def has_same_file(self, now: float) -> bool:
         """Look whether the file is still the one that the connection has open; if so, trust in it for a while."""
         if self.pool.has_lost_file():
@@ -181,6 +190,8 @@ class Writer:
             PoolDeadlock: it encloses, but a block inside of it that does not is still open. Nothing can be written in
                 that one's savepoint, and to wait for the right to write would never end.
         """
+        if self.gate._free:
+            return None  # nobody is writing
         current = self._current
         transaction = None if current is None else current()
         if transaction is None or not (outermost := transaction.frame):

@@ -39,6 +39,15 @@ _execute_many = sqlite3.Cursor.executemany
 _new_cursor = sqlite3.Connection.cursor
 
 
+def own_cursor(conn: Connection) -> sqlite3.Cursor:
+    """Return a cursor that `cleaning` does not see, and so does not close at the end of a transaction."""
+    cursor = sqlite3.Cursor(conn)
+    if LAYOUT is not None:
+        seen = gc.get_referents(conn)[LAYOUT.cursors]
+        seen[:] = [reference for reference in seen if reference() is not cursor]
+    return cursor
+
+
 def lost() -> sqlite3.OperationalError:
     """Make the error for a transaction that SQLite has rolled back by itself."""
     return sqlite3.OperationalError(
