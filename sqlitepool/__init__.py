@@ -18,9 +18,8 @@ from sqlitepool.errors import (
 from sqlitepool.pool import Pool
 from sqlitepool.scope import OpenScope, Scope
 from sqlitepool.statements import WriteResult
-from sqlitepool.stats import DatabaseStats, Durations, LeaseInfo, PoolStats
+from sqlitepool.stats import DatabaseStats, Durations, GateHolder, LeaseInfo, PoolStats
 from sqlitepool.tracking import Connection
-from sqlitepool.turn import GateHolder
 from sqlitepool.wal import CheckpointResult
 
 try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from time import monotonic
-from typing import Generic, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 from sqlitepool import deadlock, reclaim
 from sqlitepool.errors import PoolClosed, PoolFull, PoolTimeout
@@ -85,10 +85,16 @@ class Books(Generic[T]):
 
     def _claim_new(self, started: float) -> Slot[T]:
         """Give the caller a new slot if there is room, else the error that its time is up."""
-        slot = None if self._closed else self._new_slot(self._max_size)
+        if self._closed:
+            raise PoolClosed(f"{self!r} is closed")
+        slot = self._new_slot(self._max_size)
         if slot is None:
-            raise self._timed_out(monotonic(), started)
+            self._fail_late(started)
         return slot
+
+    def _fail_late(self, started: float) -> NoReturn:
+        """Tell the caller that its time is up."""
+        raise self._timed_out(monotonic(), started)
 
     def _new_slot(self, most: int) -> Slot[T] | None:
         """Enter a new slot in the books if there are fewer than `most`."""
@@ -117,10 +123,10 @@ class Books(Generic[T]):
             if waiter.given is not None:
                 return
         line, most = self._line, self._limits.max_waiting
-        if most is not None and len(line) >= most:
-            raise PoolFull(f"{self._state()}: as many callers wait already as max_waiting allows")
         if seconds <= 0:
             raise self._timed_out(waiter.since, started)
+        if most is not None and len(line) >= most:
+            raise PoolFull(f"{self._state()}: as many callers wait already as max_waiting allows")
         line.join(waiter)
         self._attention = True  # from now on, who returns something looks; what was returned before is seen here
         if len(line) == 1 or (self._idle and line.woken is None):
@@ -159,7 +165,7 @@ class Books(Generic[T]):
 
     def _timed_out(self, now: float, started: float) -> PoolTimeout:
         self._counts.timeouts += 1
-        named = "; ".join(map(str, self._lease_infos(now, _HOLDERS_NAMED))) or "nobody"
+        named = "; ".join(map(str, self._lease_infos(now, _HOLDERS_NAMED))) or "nobody at this moment"
         return PoolTimeout(f"{self._state()}: nothing came free in {now - started:.3f} s. Held longest by: {named}")
 
     def _settle(self) -> list[Slot[T]]:
@@ -238,6 +244,12 @@ class Books(Generic[T]):
         self._look()
         return surplus
 
+    def _trim_later(self, surplus: list[Slot[T]]) -> None:
+        """Put back what was to be closed: whoever asks next goes on with it."""
+        self._idle.extendleft(reversed(surplus))
+        self._trim_at = self._tend_at = -NEVER
+        self._look()
+
     def _watch_from(self, moment: float) -> None:
         """Have checkouts call `_tend` from that monotonic time on."""
         self._watch_at = moment
@@ -268,8 +280,10 @@ class Books(Generic[T]):
         self._look()
         return self._take_idle()
 
-    def _wait_for_returns(self, seconds: float) -> bool:
+    def _wait_for_returns(self, seconds: float, for_ever: bool) -> bool:
         """Sleep until the books of a closed pool are empty; tell whether they are."""
+        if for_ever:
+            deadlock.refuse_to_wait_for_own_block(self._slots)
         if self._slots:
             self._gone.wait(seconds)
         return not self._slots
@@ -349,9 +363,16 @@ class Books(Generic[T]):
 
     def _state(self) -> str:
         """Describe the pool in a phrase, for errors: without user code, and cheap."""
-        size, idle, waiting = len(self._slots), len(self._idle), len(self._line)
-        in_use = max(0, size - idle)
-        return f"pool {self.name!r} (size {size} of at most {self._max_size}, {in_use} in use, {waiting} waiting)"
+        slots, idle, waiting = list(self._slots), len(self._idle), len(self._line)
+        opening = sum(slot.item is None for slot in slots)
+        in_use = max(0, len(slots) - idle - opening)  # as `stats()` counts
+        between = in_use - sum(bool(slot.loan) for slot in slots)
+        in_hooks = f" ({between} of them being reset, checked or closed)" if between > 0 else ""
+        being_opened = f", {opening} being opened" if opening else ""
+        return (
+            f"pool {self.name!r} (size {len(slots)} of at most {self._max_size}, {in_use} in use{in_hooks}"
+            f"{being_opened}, {waiting} waiting)"
+        )
 
     def __repr__(self) -> str:
         closed = "closed, " if self._closed else ""

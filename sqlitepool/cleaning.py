@@ -16,11 +16,12 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from sqlitepool.tracking import ATTRIBUTES, LAYOUT, Baseline, Connection
+from sqlitepool.tracking import ATTRIBUTES, CUT_SHORT, LAYOUT, WHOLE, Baseline, Connection
 
 # The kinds of state that `_undo` handles, besides those whose old value is in `Connection.before`.
 _HANDLERS = frozenset(("set_authorizer", "set_progress_handler", "set_trace_callback"))
-_UNDONE = _HANDLERS | {"schema"}
+_UNDONE = _HANDLERS | {"schema", WHOLE}
+_QUICKLY_UNDONE = ATTRIBUTES | {WHOLE}
 
 # Indexes last: by then those of dropped tables are gone.
 _DROP_ORDER = ("trigger", "view", "table", "index")
@@ -34,6 +35,9 @@ _close_blob = sqlite3.Blob.close
 _execute = sqlite3.Connection.execute
 
 _getrefcount = sys.getrefcount
+
+# With these words a connection of `Database` lets them through, which refuses its borrowers to end a transaction.
+_COMMIT, _ROLLBACK = "COMMIT -- sqlitepool", "ROLLBACK -- sqlitepool"
 
 
 def _references_to_a_local() -> int:
@@ -51,16 +55,24 @@ def end_block(conn: Connection, commit: bool) -> None:
 
     Cursors are closed first: a half-read `INSERT ... RETURNING` would make COMMIT fail, though its rows are written.
     When COMMIT fails (`sqlite3.OperationalError`: locked; `sqlite3.IntegrityError`: a deferred foreign key), the
-    transaction is rolled back and the error raised. A connection that its borrower closed has nothing left to commit.
+    transaction is rolled back and the error raised. A connection that its borrower closed has nothing left to commit;
+    if it was closed with a transaction open, that is a `sqlite3.ProgrammingError`, as it is for `with conn:`.
     """
-    if "closed" in conn.touched or not conn.in_transaction:
+    if is_closed(conn):
+        if commit and CUT_SHORT in conn.touched:
+            raise sqlite3.ProgrammingError(
+                "the connection was closed with a transaction open, so what was not committed is lost: leave it to the "
+                "pool to commit and to close"
+            )
+        return
+    if not conn.in_transaction:
         return
     if not commit:
         _roll_back(conn)
         return
     try:
         close_handles(conn)
-        _execute(conn, "COMMIT")
+        _execute(conn, _COMMIT)
     except BaseException:
         with contextlib.suppress(sqlite3.Error):  # the first error says more; a connection that stays dirty is retired
             _roll_back(conn)
@@ -102,7 +114,7 @@ def retire(conn: Connection) -> None:
     half a second, the connection is left to the garbage collector, with a `ResourceWarning`: to close it then could
     crash the process.
     """
-    if _closed(conn):
+    if is_closed(conn):
         return
     if not _free_of_statements(conn):
         warnings.warn(
@@ -115,7 +127,7 @@ def retire(conn: Connection) -> None:
         _execute(conn, "SELECT 1")  # an interrupt that is still pending would end the checkpoint of the close
     with contextlib.suppress(sqlite3.Error):
         if conn.in_transaction:
-            _execute(conn, "ROLLBACK")
+            _execute(conn, _ROLLBACK)
     with contextlib.suppress(sqlite3.Error):
         sqlite3.Connection.close(conn)
 
@@ -178,7 +190,7 @@ def _clear_statements(conn: Connection) -> None:
 def _roll_back(conn: Connection) -> None:
     close_handles(conn)  # ROLLBACK alone would leave half-read statements holding their snapshot
     if conn.in_transaction:
-        _execute(conn, "ROLLBACK")
+        _execute(conn, _ROLLBACK)
 
 
 def _free_of_statements(conn: Connection) -> bool:
@@ -192,7 +204,8 @@ def _free_of_statements(conn: Connection) -> bool:
     return False
 
 
-def _closed(conn: Connection) -> bool:
+def is_closed(conn: Connection) -> bool:
+    """Tell whether somebody has closed the connection."""
     try:
         return conn.in_transaction is None
     except sqlite3.ProgrammingError:
@@ -202,7 +215,7 @@ def _closed(conn: Connection) -> bool:
 def _undo(conn: Connection) -> bool:
     """Put back whatever `conn.touched` names. False: something cannot be put back. No transaction is open."""
     touched = conn.touched
-    if touched <= ATTRIBUTES:
+    if touched <= _QUICKLY_UNDONE:
         _restore_attributes(conn)
         conn.mark_clean(conn.baseline)
         return True

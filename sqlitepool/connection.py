@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from sqlitepool.cleaning import retire, set_baseline
-from sqlitepool.tracking import Connection
+from sqlitepool.tracking import RESTORABLE_PRAGMAS, Connection
 
 __all__ = ["Connection", "Target", "check_options", "check_path", "check_pragmas", "normalise_path", "open_connection"]
 
@@ -36,8 +36,21 @@ DEFAULT_PRAGMAS: Mapping[str, object] = {
 }
 
 _ISOLATION_LEVELS = (None, "", "DEFERRED", "IMMEDIATE", "EXCLUSIVE")
+_BOOLEANS = ("on", "off", "yes", "no", "true", "false")
+#: The words for what is not just on or off. SQLite takes any other word in silence, for something else.
+_WORDS = {
+    "auto_vacuum": ("none", "full", "incremental"),
+    "locking_mode": ("normal", "exclusive"),
+    "secure_delete": (*_BOOLEANS, "fast"),
+    "synchronous": (*_BOOLEANS, "normal", "full", "extra"),
+    "temp_store": ("default", "file", "memory"),
+}
 _WORD_OR_NUMBER = re.compile(r"\w+|[-+]?\d+(\.\d+)?", re.ASCII)
 _MEMORY_VFS = "memdb"
+_UNREADABLE = (
+    "SQLite makes two files beside a database in WAL mode even to read it: allow it to write to the folder, or say "
+    "immutable=1 in a file: URI if nobody ever changes the database"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +103,8 @@ def _normalise_uri(uri: str, read_only: bool) -> Target:
             raise ValueError(f"a file: URI names no other host than localhost: {uri!r}")
         location = slash + location
     name = unquote(location)
+    if "\0" in name:
+        raise ValueError(f"not the path of a database: {uri!r}")
     if parameters.get("vfs") == _MEMORY_VFS or parameters.get("mode") == "memory" or name == ":memory:":
         named = parameters.get("vfs") == _MEMORY_VFS and name.startswith("/")
         if not named and parameters.get("cache") != "shared":
@@ -110,7 +125,7 @@ def check_path(target: Target, read_only: bool) -> None:
     Raises:
         FileNotFoundError: the folder is missing, or the file, which `read_only` does not create.
         IsADirectoryError: the path is a folder.
-        sqlite3.OperationalError: the file may not be read, or may not be written without `read_only=True`.
+        sqlite3.OperationalError: it is no regular file, may not be read, or not be written without `read_only=True`.
     """
     if target.file is None:
         return
@@ -122,12 +137,18 @@ def check_path(target: Target, read_only: bool) -> None:
     if not os.path.exists(file):
         if read_only:
             raise FileNotFoundError(errno.ENOENT, "no such database, and read_only=True does not create one", file)
+        if target.uri and re.search(r"[?&]mode=r[ow](&|$)", target.database):
+            raise FileNotFoundError(errno.ENOENT, "no such database, and the mode in its URI does not create one", file)
         if not os.access(folder, os.W_OK):
             raise sqlite3.OperationalError(f"cannot create {file}: no permission to write to its folder")
+    elif not os.path.isfile(file):
+        raise sqlite3.OperationalError(f"cannot open {file}: it is no regular file")
     elif not os.access(file, os.R_OK):
         raise sqlite3.OperationalError(f"cannot open {file}: no permission to read it")
     elif not read_only and not os.access(file, os.W_OK):
-        raise sqlite3.OperationalError(f"cannot write to {file}: allow it, or open it with read_only=True")
+        raise sqlite3.OperationalError(
+            f"cannot write to {file}: allow it, or only read: ConnectionPool(..., read_only=True)"
+        )
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -141,8 +162,9 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name in options:
         if name not in allowed:
             raise TypeError(f"unknown option {name!r}; connections take {', '.join(sorted(allowed))}")
-    if options.get("isolation_level") not in _ISOLATION_LEVELS:
-        raise ValueError(f"isolation_level is one of {_ISOLATION_LEVELS}, not {options['isolation_level']!r}")
+    level = options.get("isolation_level")
+    if (level.upper() if isinstance(level, str) else level) not in _ISOLATION_LEVELS:
+        raise ValueError(f"isolation_level is one of {_ISOLATION_LEVELS}, not {level!r}")
     for name in ("cached_statements", "detect_types"):
         value = options.get(name, 0)
         if not isinstance(value, int) or value < 0:
@@ -164,25 +186,30 @@ def check_pragmas(pragmas: Mapping[str, object]) -> None:
     """Refuse PRAGMAs that this SQLite does not know (it would ignore them in silence) and values that are none.
 
     Raises:
-        ValueError: an unknown name, or a text that is not one word or number.
-        TypeError: a value that is no text, number or bool.
+        ValueError: an unknown name, a text that is not one word or number, or a word that the PRAGMA does not know.
+        TypeError: a value that is no text, number or bool; or `pragmas` is no mapping.
     """
+    if not isinstance(pragmas, Mapping):
+        raise TypeError(f'pragmas are a mapping, such as {{"synchronous": "FULL"}}, not {pragmas!r}')
     with contextlib.closing(sqlite3.connect(":memory:")) as conn:
         known = {name for (name,) in conn.execute("PRAGMA pragma_list")}
     for name, value in pragmas.items():
-        if known and name not in known:  # a SQLite built without introspection lists none
+        if known and str(name).lower() not in known:  # a SQLite built without introspection lists none
             raise ValueError(f"SQLite {sqlite3.sqlite_version} has no PRAGMA {name!r}")
         _pragma_value(name, value)
 
 
 def _pragma_value(name: str, value: object) -> str:
-    if not re.fullmatch(r"\w+", name, re.ASCII):
+    if not isinstance(name, str) or not re.fullmatch(r"\w+", name, re.ASCII):
         raise ValueError(f"not the name of a PRAGMA: {name!r}")
     if not isinstance(value, bool | int | float | str):
         raise TypeError(f"PRAGMA {name} takes a text, a number or a bool, not {value!r}")
     text = str(int(value) if isinstance(value, bool) else value)
     if not _WORD_OR_NUMBER.fullmatch(text):
         raise ValueError(f"PRAGMA {name} takes one word or number, not {value!r}")
+    words = _WORDS.get(name.lower(), _BOOLEANS if name.lower() in RESTORABLE_PRAGMAS else None)
+    if words is not None and isinstance(value, str) and value[-1].isalpha() and value.lower() not in words:
+        raise ValueError(f"PRAGMA {name} takes a number or one of {', '.join(words)}, not {value!r}")
     return text
 
 
@@ -195,6 +222,7 @@ def open_connection(
     setup: Callable[[sqlite3.Connection], object] | None,
     deadline: float | None,
     connect_options: Mapping[str, Any],
+    watch: Callable[[], object] | None = None,
 ) -> Connection:
     """Open a connection, apply the server's defaults and `pragmas`, run `setup` and commit what it did.
 
@@ -207,6 +235,8 @@ def open_connection(
             (functions, handlers, factories, attached databases) is what every borrower finds.
         deadline: while the database is locked, try again until then (a value of `time.monotonic()`); None: for ever.
         connect_options: as `check_options` allows them. `isolation_level` is "IMMEDIATE" unless given.
+        watch: called when the database is open and nothing else: SQLite opens its journal, by name, when it first
+            reads. An exception closes the connection and goes on to the caller.
 
     Raises:
         FileNotFoundError, IsADirectoryError: see `check_path`.
@@ -229,8 +259,11 @@ def open_connection(
         _explain(error, path, uri, read_only)
         raise
     try:
+        if watch is not None:
+            watch()
         try:
-            _configure(conn, read_only, {**DEFAULT_PRAGMAS, **pragmas}, deadline)
+            own = {name.lower(): value for name, value in pragmas.items()}
+            _configure(conn, read_only, {**DEFAULT_PRAGMAS, **own}, deadline)
             if read_only and normalise_path(path, read_only).memory:  # where `mode=ro` means nothing
                 conn.read("PRAGMA query_only = 1")
         except sqlite3.Error as error:
@@ -288,15 +321,20 @@ def _read(conn: Connection, sql: str, deadline: float | None) -> list[Any]:
 
 def _explain(error: sqlite3.Error, path: str, uri: bool, read_only: bool) -> None:
     """Raise the error of the file system that lies behind `error`, or say in `error` which database it is about."""
+    has_links = False
     with contextlib.suppress(ValueError):
-        check_path(
-            normalise_path(path if not uri or path.startswith("file:") else f"file:{path}", read_only), read_only
-        )
+        target = normalise_path(path if not uri or path.startswith("file:") else f"file:{path}", read_only)
+        check_path(target, read_only)
+        has_links = target.file is not None and os.path.exists(target.file) and os.stat(target.file).st_nlink > 1
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     advice = {
         sqlite3.SQLITE_BUSY: "another connection holds the lock; give it time, or end its transaction",
-        sqlite3.SQLITE_CANTOPEN: "check the permissions of the file and its folder",
+        sqlite3.SQLITE_CANTOPEN: _UNREADABLE if read_only else "check the permissions of the file and its folder",
         sqlite3.SQLITE_NOTADB: "the file is not a SQLite database, or it is encrypted",
-        sqlite3.SQLITE_READONLY: "the file cannot be written; open it with read_only=True",
+        sqlite3.SQLITE_READONLY: _UNREADABLE
+        if read_only
+        else "the file cannot be written; to read it use ConnectionPool(..., read_only=True)",
     }.get(code)
+    if code == sqlite3.SQLITE_IOERR and has_links:
+        advice = "the file has several names (hard links), with a journal for each: open it by the name that others use"
     error.args = (f"{path}: {error}" + (f" ({advice})" if advice else ""),)

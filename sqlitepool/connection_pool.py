@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from time import monotonic
+from functools import partial
 from types import EllipsisType
 from typing import Any, Literal, TypedDict, TypeVar, Unpack, overload
 
 from sqlitepool import fork, limits
-from sqlitepool.cleaning import clean, end_block, open_handles, retire, set_baseline
+from sqlitepool.cleaning import clean, end_block, retire, set_baseline
 from sqlitepool.connection import check_options, check_path, check_pragmas, normalise_path, open_connection
 from sqlitepool.database_file import DatabaseFile
-from sqlitepool.errors import FileReplaced
-from sqlitepool.lease import Lease, Slot, note_place
-from sqlitepool.limits import NEVER
-from sqlitepool.pool import Pool, close_item, logger
+from sqlitepool.inherited import disown
+from sqlitepool.lease import Lease, Slot
+from sqlitepool.pool import close_item, logger
 from sqlitepool.stats import LeaseInfo
 from sqlitepool.tracking import Connection
 from sqlitepool.waiting import locked
+from sqlitepool.watched_pool import TRUSTED_FOR, WatchedPool
+from sqlitepool.whole_block import WholeBlock
 
 T = TypeVar("T")
 W = TypeVar("W")
-
-# A connection that was idle for longer (seconds) is lent only after a look at the database file; where all are busy all
-# the time, the file is looked at so often (seconds). A look costs as much as a checkout.
-_TRUSTED_FOR = 0.00001
-_LOOK_EVERY = 0.001
 
 _MODES = ("deferred", "immediate", "exclusive")
 
@@ -50,7 +45,7 @@ class Options(TypedDict, total=False):
     close: Callable[[Any], object] | None
     name: str | None
     detect_types: int
-    isolation_level: Literal["DEFERRED", "IMMEDIATE", "EXCLUSIVE"] | None
+    isolation_level: Literal["", "DEFERRED", "IMMEDIATE", "EXCLUSIVE"] | None
     cached_statements: int
     factory: type[Connection]
     autocommit: bool | int
@@ -64,7 +59,7 @@ def _nothing(item: object) -> None:
     """The default reset and close: the pool sees to the connection itself."""
 
 
-class ConnectionPool(Pool[T]):
+class ConnectionPool(WatchedPool[T]):
     """Lends connections to one SQLite database.
 
         pool = ConnectionPool("app.db")
@@ -74,7 +69,10 @@ class ConnectionPool(Pool[T]):
     A `connection()` block ends as `with conn:` does: committed when it succeeded, rolled back when it raised. What is
     left open on `release` is rolled back, with a warning. Whatever else a borrower changed (PRAGMAs, row factories,
     temporary tables, attached databases, handlers, open cursors) is undone before the next one gets the connection, or
-    the connection is closed and replaced.
+    the connection is closed and replaced. Leave closing to the pool: if a borrower closes the connection with a
+    transaction open (under `autocommit=False` that is always), what was not committed is lost, and a block that
+    succeeded raises `sqlite3.ProgrammingError`. Do not use the connection after its block: it may be lent to somebody
+    else by then, whose transaction you would write into.
 
         pool = ConnectionPool("app.db", wrap=UserDatabase)   # lends UserDatabase(conn)
 
@@ -84,12 +82,16 @@ class ConnectionPool(Pool[T]):
         wrap: called with each new connection; what it returns is lent instead of it. What it changes on the connection
             (a row factory, say) stays. It must not keep a cursor: cursors end with each loan.
         read_only: open the file so that nothing can be written; it must exist.
-        pragmas: PRAGMAs for each new connection, over the defaults of `sqlitepool.connection`, by name.
-        setup: called with each new connection, before `wrap`: to register functions, attach databases and so on.
+        pragmas: PRAGMAs for each new connection, over the defaults of `sqlitepool.connection`, by name. `busy_timeout`
+            (milliseconds, 5000 unless given) is how long a statement waits for a lock of SQLite; `timeout` below is how
+            long a caller waits for a connection.
+        setup: called with each new connection, before `wrap`: to register functions, attach databases and so on. What
+            it makes is part of the connection: the rows of its temporary tables are shared by all who borrow it.
         if_replaced: what to do when the database file has been replaced or deleted underneath: "reopen" retires every
             connection, with a `RuntimeWarning`, and opens the file that is there now; "raise" retires them and raises
             `FileReplaced` on each checkout until the old file is back. The file is looked at before a checkout when
-            nobody was at work, if only for ten microseconds, and once in a millisecond under load.
+            nobody was at work, if only for ten microseconds, and once in a millisecond under load. With WAL, a file
+            that was emptied is a `sqlite3.DatabaseError` in either case, until another one is put in its place.
         **options: those of `Pool` (`reset`, `check` and `close` get what is lent, before the pool sees to the
             connection), and of `sqlite3.connect`: `detect_types`, `isolation_level` ("IMMEDIATE" unless given),
             `cached_statements`, `factory` (a subclass of `sqlitepool.Connection`) and, from Python 3.12, `autocommit`.
@@ -104,6 +106,19 @@ class ConnectionPool(Pool[T]):
     @overload
     def __init__(
         self: ConnectionPool[Connection],
+        database: str | os.PathLike[str],
+        *,
+        wrap: None = None,
+        read_only: bool = False,
+        pragmas: Mapping[str, object] | None = None,
+        setup: Callable[[sqlite3.Connection], object] | None = None,
+        if_replaced: Literal["reopen", "raise"] = "reopen",
+        **options: Unpack[Options],
+    ) -> None: ...
+
+    @overload  # for subclasses that say so; whoever just calls the class meets the first
+    def __init__(  # pyright: ignore[reportOverlappingOverload]
+        self: ConnectionPool[sqlite3.Connection],
         database: str | os.PathLike[str],
         *,
         wrap: None = None,
@@ -144,7 +159,8 @@ class ConnectionPool(Pool[T]):
             raise ValueError(f'if_replaced must be "reopen" or "raise", not {if_replaced!r}')
         pool_options = {key: options.pop(key) for key in _POOL_OPTIONS & options.keys()}
         check_options(options)
-        check_pragmas(pragmas or {})
+        if pragmas is not None:
+            check_pragmas(pragmas)
         self._target = normalise_path(database, read_only)
         self._open_options: dict[str, Any] = {
             "read_only": read_only,
@@ -164,7 +180,7 @@ class ConnectionPool(Pool[T]):
             pool_options["name"] = os.path.basename(self._target.file or str(database))
         super().__init__(_no_factory, **pool_options)
         if not self._target.memory:
-            self._limits = replace(self._limits, trusted_for=min(self._limits.trusted_for, _TRUSTED_FOR))
+            self._limits = replace(self._limits, trusted_for=min(self._limits.trusted_for, TRUSTED_FOR))
 
     def transaction(
         self,
@@ -176,6 +192,11 @@ class ConnectionPool(Pool[T]):
             with pool.transaction() as conn:
                 ...
 
+        All of it or nothing: `executescript` runs inside the transaction instead of committing it first, and a block
+        whose transaction was ended by SQL, or by SQLite (`INSERT OR ROLLBACK`), raises at its end, if nothing else was
+        raised. Until the end `conn.isolation_level` is None, so that `sqlite3` begins no transaction of its own. Who
+        calls `conn.commit()` or `conn.rollback()` ends it earlier; what follows is then as in `connection()`.
+
         Args:
             mode: how it begins (https://www.sqlite.org/lang_transaction.html). "immediate" takes the right to write at
                 once, so that no read in it has to become a write half way.
@@ -185,37 +206,44 @@ class ConnectionPool(Pool[T]):
         Raises (when the block begins):
             sqlite3.OperationalError: another connection holds the right to write ("database is locked").
             PoolError: as in `connection`.
+
+        Raises (when it ends):
+            sqlite3.ProgrammingError: the transaction had ended before, other than by `commit()` or `rollback()`.
+            FileReplaced: the file was replaced or deleted meanwhile; nothing was written.
         """
-        if mode not in _MODES:
+        if mode not in _MODES and (not isinstance(mode, str) or mode.lower() not in _MODES):
             raise ValueError(f"mode must be one of {', '.join(_MODES)}, not {mode!r}")
-        return _Transaction(self, limits.timeout(timeout), mode)
+        return WholeBlock(self, limits.timeout(timeout), mode)
 
     def close(self, timeout: float | None = 0.0) -> list[LeaseInfo]:
         """Close the pool, as `Pool.close` does. A database in memory goes with its last connection."""
-        still_out = super().close(timeout)
-        anchor = locked(self._lock, self._take_anchor)
-        if anchor is not None:
-            retire(anchor)
-        return still_out
+        try:
+            return super().close(timeout)
+        finally:
+            anchor = locked(self._lock, self._take_anchor)
+            if anchor is not None:
+                retire(anchor)
 
     # -- what `Pool` asks of its subclasses
 
     def _create(self, slot: Slot[T], deadline: float | None) -> T:
         file = self._file
+        before = None
         if file is not None:
+            before = file.identify()
             file.hold_inherited_locks()
-            if file.left:
-                self._enter_file(file)
+            self._enter_file(file)
         if self._target.memory and self._anchor is None:
-            anchor = self._connect(deadline)
+            anchor = self._connect(deadline, None)
             if not locked(self._lock, self._keep_anchor, anchor):
                 retire(anchor)
-        conn = self._connect(deadline)
+        conn = self._connect(deadline, before)
         try:
             if file is not None:
                 conn.read("PRAGMA schema_version")  # from the first read on there is a journal to remember
-                self._remember_file(file)
+                self._remember_file(file, before)
             slot.base = conn
+            conn.lend_by(slot.loan)
             if self._wrap is None:
                 return conn  # type: ignore[return-value]  # T is Connection then
             item = self._wrap(conn)
@@ -240,11 +268,12 @@ class ConnectionPool(Pool[T]):
         anchor, self._anchor = self._anchor, None
         return anchor
 
-    def _connect(self, deadline: float | None) -> Connection:
+    def _connect(self, deadline: float | None, before: tuple[int, int] | None) -> Connection:
         return open_connection(
             self._target.database,
             uri=self._target.uri,
             deadline=deadline,
+            watch=partial(self._check_file, before),
             **self._open_options,
         )
 
@@ -254,12 +283,29 @@ class ConnectionPool(Pool[T]):
             if not conn.in_transaction and self._reset is _nothing:
                 return clean(conn)
         except sqlite3.ProgrammingError:  # its borrower closed it
+            pass
+        else:
+            return self._finish_slowly(slot, commit, conn)
+        if commit:
+            end_block(conn, True)
+        return False
+
+    def _is_good(self, slot: Slot[T], idle_for: float) -> bool:
+        conn: Connection = slot.base
+        try:
+            used = (conn.in_transaction or conn.touched) and not conn.baseline.rests_in_transaction
+        except sqlite3.ProgrammingError:  # closed
+            used = True
+        if used:
+            slot.spoiled = True
+            logger.warning("pool %r replaces a connection that somebody used after its return", self.name)
             return False
-        return self._finish_slowly(slot, commit, conn)
+        return super()._is_good(slot, idle_for)
 
     def _finish_slowly(self, slot: Slot[T], commit: bool | None, conn: Connection) -> bool:
         left_open = commit is None and conn.in_transaction and not conn.baseline.rests_in_transaction
-        if commit:
+        if commit and conn.in_transaction:
+            self._look_before_commit(conn)
             end_block(conn, True)
         good = super()._finish(slot, commit) and clean(conn)
         if left_open:
@@ -277,22 +323,18 @@ class ConnectionPool(Pool[T]):
         try:
             super()._dispose(slot, item)
         finally:
-            retire(conn)
+            self._retire_connection(conn)
 
-    def _tend(self, now: float) -> None:
-        file = self._file
-        if file is not None and (self._slots or file.left):
-            # `os.stat` lets other threads run, so under load it costs far more than its own time
-            nobody_is_at_work = not self._attention and len(self._idle) == len(self._slots)
-            if now >= self._watch_at or (nobody_is_at_work and now - file.looked_at >= _TRUSTED_FOR):
-                self._look_at_file(file, now)
-        super()._tend(now)
+    def _retire_connection(self, conn: Connection) -> None:
+        retire(conn)
+        if self._file is not None:
+            self._file.closed()
 
     def _start_anew(self) -> None:
         super()._start_anew()
         if self._target.memory:
             if self._anchor is not None:
-                fork.keep_forever(self._anchor)
+                disown(self._anchor)
             self._anchor = None
             self._target = normalise_path(":memory:", self._open_options["read_only"])
 
@@ -300,90 +342,9 @@ class ConnectionPool(Pool[T]):
         if slot.item is not None:
             if self._file is not None:
                 self._file.inherit()
-            conn = slot.base
-            for thing in (slot.item, conn, *open_handles(conn)):
-                fork.keep_forever(thing)
-
-    # -- the file
-
-    def _look_at_file(self, file: DatabaseFile, now: float) -> None:
-        """See whether the file is still the one that the connections have open; if not, part with them."""
-        what = file.look()
-        if what is None:  # which may be old by now: that the file was left is not for us to undo
-            file.looked_at = now
-            if now >= self._watch_at:
-                locked(self._lock, self._watch_from, now + _LOOK_EVERY)
-            return
-        surplus = locked(self._lock, self._leave_file, file)
-        message = f"the database file {file.path} was {what} while pool {self.name!r} had it open"
-        if surplus is not None:
-            self._close_all(surplus)
-            if not self._raises:
-                warnings.warn(f"{message}: its connections are closed and opened anew", RuntimeWarning, stacklevel=5)
-        if self._raises:
-            raise FileReplaced(f"{message}; put it back, or close the pool")
-
-    def _leave_file(self, file: DatabaseFile) -> list[Slot[T]] | None:
-        """Have every connection replaced, because the file is another; None if that is done already. Needs the lock."""
-        if file.left:
-            return None
-        file.left = True
-        self._watch_from(-NEVER if self._raises else NEVER)
-        return self._condemn_all()
-
-    def _enter_file(self, file: DatabaseFile) -> None:
-        """Make sure that a connection about to be opened does not find the journal of another file."""
-        if file.look() is None:  # put back
-            file.left = False
-            return
-        if any(slot.item is not None and slot.expires == -NEVER for slot in list(self._slots)):
-            raise FileReplaced(
-                f"{file.path} was replaced while connections of pool {self.name!r} to the old file are still lent; "
-                "a new connection would mix up their journals. Try again when they have been returned"
-            )
-        try:
-            aside = file.set_journal_aside()
-        except OSError as error:
-            raise FileReplaced(f"{file.path} was replaced, and the journal of the old file is in the way") from error
-        if aside is not None:
-            logger.warning("the journal of the file that was replaced at %s is kept as %s", file.path, aside)
-
-    def _remember_file(self, file: DatabaseFile) -> None:
-        """Note which file is open now, unless connections to another one are open too."""
-        if not file.left and file.look() is not None and any(slot.item is not None for slot in list(self._slots)):
-            self._look_at_file(file, monotonic())
-            raise FileReplaced(f"{file.path} was replaced while a connection to it was opened. Try again")
-        file.remember()
-        file.left = False
-        locked(self._lock, self._watch_from, monotonic() + _LOOK_EVERY)
+            fork.keep_forever(slot.item)
+            disown(slot.base)
 
 
 def _no_factory() -> Any:
     raise NotImplementedError("a ConnectionPool opens its connections itself")
-
-
-class _Transaction(Lease[T]):
-    """A lease whose block is one explicit transaction."""
-
-    __slots__ = ("_mode",)
-
-    def __init__(self, pool: ConnectionPool[T], timeout: float | EllipsisType | None, mode: str) -> None:
-        super().__init__(pool, timeout)
-        self._mode = mode
-
-    def __enter__(self) -> T:
-        item = super().__enter__()
-        frame = sys._getframe(1)
-        slot = self._slot
-        try:
-            assert slot is not None
-            note_place(slot, frame)
-            slot.frame = id(frame)
-            if slot.base.baseline.rests_in_transaction:  # autocommit=False has begun one, which is still empty
-                slot.base.execute("ROLLBACK")
-            slot.base.execute(f"BEGIN {self._mode.upper()}")
-            return item
-        except BaseException:
-            slot = None
-            self.__exit__(*sys.exc_info())
-            raise

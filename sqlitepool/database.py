@@ -15,10 +15,11 @@ from types import FrameType, TracebackType
 from typing import Any, Literal, Self, TypeVar, TypeVarTuple
 
 from sqlitepool import limits
+from sqlitepool.database_file import name_file
 from sqlitepool.database_parts import DatabaseParts, Timeout
 from sqlitepool.database_pools import WriterTurn
 from sqlitepool.errors import PoolDeadlock, PoolError
-from sqlitepool.job import Job
+from sqlitepool.job import Job, call
 from sqlitepool.lease import Lease
 from sqlitepool.own_connection import IsolatedBlock, back_up
 from sqlitepool.read_block import ReadBlock, explain
@@ -58,7 +59,8 @@ class Database(DatabaseParts):
             what is there is whole. True (`FULL`): nothing that was committed is lost, and a commit waits for the disk.
             The end of the process, even by SIGKILL, takes nothing that was committed in either case.
         timeout: how long, in seconds, a caller waits for a connection or for the right to write (None: for ever; 0:
-            tries once), and a job in the queue for its beginning.
+            tries once), and a job in the queue for its beginning. Methods that take a `timeout` have `...` for this one
+            as the default, which `help` shows as `Ellipsis`.
         max_queue: the most jobs that may be queued by `run_write`, `submit` and `execute_write`; who comes then waits.
         pragmas: PRAGMAs for each connection, over the defaults of `sqlitepool.connection`, by name.
         setup: called with each new connection, reading or writing, before it is used: to register functions and so on.
@@ -112,8 +114,9 @@ class Database(DatabaseParts):
             PoolClosed: the database is closed.
 
         Raises (when it ends):
-            QueryTimeout: a statement was interrupted for the time limit.
-            sqlite3.OperationalError: a statement tried to write; the message says what to use instead.
+            QueryTimeout: a statement was interrupted for the time limit, and the block did not catch that.
+            sqlite3.OperationalError: a statement tried to write; the message says what to use instead. Or the snapshot
+                was ended in the block, in a way that could not be refused.
         """
         limits.timeout(timeout)
         limits.optional_seconds("time_limit", time_limit)
@@ -247,7 +250,7 @@ class Database(DatabaseParts):
         writer = self._writer
         if writer.enclosing(frame) is not None:
             with WriteBlock(writer, None, self._claimants) as conn:
-                return fn(conn, *args)
+                return call(fn, conn, args)
         if len(self._claimants.known) > 1:
             self._claimants.refuse_to_wait(frame, writer)
         return self._group.run(Job(fn, args, self._timeout, is_atomic), frame)
@@ -269,6 +272,7 @@ class Database(DatabaseParts):
         Raises (when the block begins):
             WriteTimeout: the right to write could not be had in time.
             PoolDeadlock: a write block, or another isolated one, encloses this one.
+            FileReplaced: the file was replaced, by option.
             PoolClosed: the database is closed.
         """
         self._check_open()
@@ -286,17 +290,29 @@ class Database(DatabaseParts):
         it, nothing can be committed meanwhile.
 
         Args:
-            dest: the path of a file, or an open connection, whose database is overwritten.
+            dest: the path of a file (or a `file:` URI), or an open connection, whose database is overwritten.
             progress: called after each 1,000 pages, as by `sqlite3.Connection.backup`: status, remaining, total pages.
 
         Raises:
-            FileExistsError: beside the file `dest` there is a journal: it is in use, or was not closed well.
-            ValueError: `dest` is the file of this database.
+            FileExistsError: a database at `dest` is in use (there is a journal beside it, or somebody has a lock on
+                it), or was not closed well.
+            FileNotFoundError, IsADirectoryError: the folder of `dest` is missing, or `dest` is one.
+            ValueError: `dest` is the file of this database, or one in memory.
+            FileReplaced: the file was replaced: by option, or if a write block encloses this call that is still on the
+                old one.
             PoolClosed: the database is closed.
         """
         self._check_open()
         self._refuse_to_wait_for_ourselves(sys._getframe())
-        back_up(self._opener, dest, progress, self._deadline(self._timeout))
+        try:
+            back_up(self._readers, dest, progress, self._deadline(self._timeout))
+        except sqlite3.Error as error:
+            name_file(
+                error,
+                self._opener.target.file,
+                "in a backup" + ("" if isinstance(dest, sqlite3.Connection) else f" to {os.fspath(dest)}"),
+            )
+            raise
 
     def checkpoint(self, *, timeout: Timeout = ...) -> CheckpointResult:
         """Copy the write-ahead log into the database and empty it. There is rarely a need: see `wal.py`.
@@ -319,7 +335,11 @@ class Database(DatabaseParts):
             raise PoolDeadlock("db.checkpoint() inside a write block would wait for that block to end")
         if not self._has_wal:
             return CheckpointResult(True, 0, 0, None)
-        return self._wal.checkpoint(self._deadline(self._seconds(timeout)))
+        try:
+            return self._wal.checkpoint(self._deadline(self._seconds(timeout)))
+        except sqlite3.Error as error:
+            name_file(error, self._opener.target.file, "in a checkpoint")
+            raise
 
     def stats(self) -> DatabaseStats:
         """Describe the database at this moment."""
@@ -355,13 +375,14 @@ class Database(DatabaseParts):
         if self._is_enclosed(sys._getframe()):
             deadline = monotonic()  # what ends only after this call is not waited for
         self._is_closed = True
+        self._writer.close(self._closed)
         if not self._group.flush(deadline):
             self._group.abandon(self._closed)
         self._group.end()
         still_out = self._readers.close(time_left(deadline))
         if self._writers.stats().size:  # not in a forked child, which has opened nothing
-            with contextlib.suppress(PoolError, sqlite3.Error), WriterTurn(self._writer, deadline):
-                with Lease(self._writers, time_left(deadline)) as conn:
+            with contextlib.suppress(PoolError), WriterTurn(self._writer, deadline, is_last=True):
+                with contextlib.suppress(PoolError, sqlite3.Error), Lease(self._writers, time_left(deadline)) as conn:
                     conn.read("PRAGMA optimize")
                 self._writers.close()
         return still_out + self._writers.close(time_left(deadline))

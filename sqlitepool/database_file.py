@@ -3,7 +3,11 @@
 SQLite does not notice when somebody replaces or deletes the file of a database
 (https://www.sqlite.org/howtocorrupt.html, section 4). The connections go on with the old file, which has no name any
 more, and what they write is lost. Worse, the `-wal` beside it is found by its name: a new connection would replay the
-old journal into the new file.
+old journal into the new file. So this process knows the journals of all files that it has open, whichever pool opened
+them, and none of its connections finds one beside a file that it does not belong to.
+
+Nor does SQLite notice in WAL mode that the file was emptied: it commits to the journal, which cannot be read without
+the file.
 """
 
 from __future__ import annotations
@@ -11,9 +15,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import threading
 import time
 
+from sqlitepool import fork
 from sqlitepool.errors import PoolError
+from sqlitepool.waiting import locked
 
 try:
     import fcntl
@@ -31,10 +38,61 @@ _OF_THE_FILE = frozenset(
 )
 # How long to wait, in seconds, for another process that has just these locks to itself, as a checkpoint has.
 _PATIENCE = 5.0
+# The size of the smallest database, one page, in bytes. With WAL there is that much from the beginning.
+_SMALLEST = 512
 
 # Files that were open when this process was forked: not opened here yet, and opened since.
 _inherited: set[_FileId] = set()
 _guarded: set[_FileId] = set()
+
+
+class _Journals:
+    """Which journal belongs to which file, by the path of the file, as far as this process has them open."""
+
+    def __init__(self) -> None:
+        self._owners: dict[str, tuple[_FileId, _FileId]] = {}
+        self._start_anew()
+        fork.register(self)
+
+    def _start_anew(self) -> None:
+        self._lock = threading.RLock()
+
+    def note(self, path: str, file: _FileId) -> bool:
+        """Note that the journal beside `path` belongs to `file`, which a connection has open; tell if there is one."""
+        return locked(self._lock, self._note, path, file)
+
+    def _note(self, path: str, file: _FileId) -> bool:
+        journal = _identify(f"{path}-wal")
+        if journal is not None and (path not in self._owners or _identify(path) == file):
+            self._owners[path] = file, journal
+        return journal is not None
+
+    def forget_if_gone(self, path: str) -> None:
+        """After a connection was closed: the number of a journal that is no longer there may be used again."""
+        locked(self._lock, self._forget_if_gone, path)
+
+    def _forget_if_gone(self, path: str) -> None:
+        known = self._owners.get(path)
+        if known is not None and _identify(f"{path}-wal") != known[1]:
+            del self._owners[path]
+
+    def set_aside(self, path: str) -> str | None:
+        """Rename the journal beside `path` if it belongs to another file than the one that is there now."""
+        return locked(self._lock, self._set_aside, path)
+
+    def _set_aside(self, path: str) -> str | None:
+        journal = f"{path}-wal"
+        known = self._owners.get(path)
+        if known is None or _identify(path) == known[0] or _identify(journal) != known[1]:
+            return None
+        aside = f"{journal}-replaced"
+        os.replace(journal, aside)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{path}-shm")
+        return aside
+
+
+_journals = _Journals()
 
 
 class DatabaseFile:
@@ -42,11 +100,11 @@ class DatabaseFile:
 
     Attributes:
         path: the path of the file.
-        looked_at: when `is_same` was asked last, in monotonic seconds, for the use of the caller.
+        looked_at: when `look` was called last, in monotonic seconds, for the use of the caller.
         left: the file was replaced or deleted, and no connection to what is there now has been opened.
     """
 
-    __slots__ = ("_file", "_journal", "_real_path", "left", "looked_at", "path")
+    __slots__ = ("_file", "_has_journal", "_is_truncated", "_real_path", "left", "looked_at", "path")
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -54,35 +112,50 @@ class DatabaseFile:
         self.left = False
         self._real_path = path
         self._file: _FileId | None = None
-        self._journal: _FileId | None = None
-
-    def remember(self) -> None:
-        """Note which file and journal there are. To be called when a connection to them is open."""
-        self._file = _identify(self.path)
-        self._real_path = os.path.realpath(self.path)  # SQLite follows links, and has the journal beside the file
-        self._journal = _identify(f"{self._real_path}-wal")
+        self._has_journal = self._is_truncated = False
 
     def identify(self) -> _FileId | None:
         """Return what the file that is there now is known by, None if there is none."""
         return _identify(self.path)
 
-    def was_opened_as(self, file: _FileId) -> bool:
-        """Tell whether `remember` found that file, which `identify` had found before the connection was opened.
+    def remember(self, before: _FileId | None) -> bool:
+        """Note which file and journal there are. To be called when a connection to them is open.
 
-        If not, nobody knows which one was opened, and the one before counts as left.
+        Args:
+            before: what `identify` had found before the connection was opened.
+
+        Returns:
+            True; False if there is another file now: nobody knows which one was opened, and the one before counts as
+            left.
         """
-        if self._file == file:
-            return True
-        self._file = file
-        self.left = True
-        return False
+        found = _identify(self.path)
+        self._file = file = found if before is None else before
+        self.left = file != found
+        self._is_truncated = False
+        self._real_path = os.path.realpath(self.path)  # SQLite follows links, and has the journal beside the file
+        self._has_journal = file is not None and _journals.note(self._real_path, file)
+        return not self.left
 
     def look(self) -> str | None:
-        """Tell what happened to the file since `remember`: "replaced", "deleted", or nothing (None)."""
-        found = _identify(self.path)
-        if self._file is None or found == self._file:
-            return None
-        return "deleted" if found is None else "replaced"
+        """Tell what happened to the file since `remember`: "replaced", "deleted", "truncated", or nothing (None).
+
+        It counts as truncated if nothing is left of its first page, until there is another file. SQLite itself cuts a
+        file to fewer pages at times, so that proves nothing.
+        """
+        file = self._file
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError:
+            return None if file is None else "deleted"
+        if file is None or (status.st_dev, status.st_ino) != file:
+            return None if file is None else "replaced"
+        if status.st_size < _SMALLEST and self._has_journal:
+            self._is_truncated = True
+        return "truncated" if self._is_truncated else None
+
+    def closed(self) -> None:
+        """Note that a connection was closed, perhaps the last one of the file."""
+        _journals.forget_if_gone(self._real_path)
 
     def inherit(self) -> None:
         """In a forked child: note that connections to the file were open when it was forked."""
@@ -118,21 +191,24 @@ class DatabaseFile:
         _inherited.discard(file)
 
     def set_journal_aside(self) -> str | None:
-        """Rename what is left of the old file's journal, and return its new path, None if there was none.
+        """Rename the journal if it is known to belong to another file, and return its new path; None if it is not.
 
-        It may hold the last commits to the old file, so it is kept. Needs all connections to the old file closed.
+        It may hold the last commits to that file, so it is kept, instead of the one that was kept before. Connections
+        to that file go on with both under their new names, or with none.
 
         Raises:
             OSError: the folder may not be written.
         """
-        journal = f"{self._real_path}-wal"
-        if self._journal is None or _identify(journal) != self._journal:
-            return None
-        aside = f"{journal}-replaced"
-        os.replace(journal, aside)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self._real_path}-shm")
-        return aside
+        return _journals.set_aside(os.path.realpath(self.path))
+
+
+def damage(what: str) -> sqlite3.DatabaseError:
+    """Make the error for a file that SQLite does not know to be damaged."""
+    error = sqlite3.DatabaseError(
+        f"{what}: nothing can be read or written until a whole file is put in its place, at one stroke (os.replace)"
+    )
+    error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_CORRUPT, "SQLITE_CORRUPT"
+    return error
 
 
 def name_file(error: BaseException, path: str | None, step: str) -> None:

@@ -16,12 +16,13 @@ from sqlitepool import fork, limits
 from sqlitepool.claimants import claimants_of
 from sqlitepool.connection import normalise_path
 from sqlitepool.database_file import is_inherited
-from sqlitepool.database_pools import ReaderPool, ReadingConnection, WriterPool, WriterTurn
+from sqlitepool.database_pools import ReaderPool, WriterPool, WriterTurn
 from sqlitepool.errors import FileReplaced, PoolClosed, PoolDeadlock, PoolTimeout, WriteTimeout
 from sqlitepool.fork import same_process
 from sqlitepool.group_commit import GroupCommit
 from sqlitepool.lease import Lease
 from sqlitepool.own_connection import Opener
+from sqlitepool.reading_connection import ReadingConnection
 from sqlitepool.waiting import locked
 from sqlitepool.wal import Wal, warn_of_wal_reset_bug
 from sqlitepool.writer import Writer, time_left

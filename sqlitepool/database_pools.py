@@ -7,8 +7,8 @@ from changing the mode. Readers of the old file go on to the end of their blocks
 touch nothing by its name.
 
 SQLite opens the database, its log and the index of that one after the other, each by its name. If they were not of the
-same file, it would spoil the index under everybody's hands. So a reader's connection looks, when it has the database
-open and nothing else, whether that is still the file of the writer; and while any reader is being opened, the writer
+same file, it would spoil the index under everybody's hands. So every other connection looks, when it has the database
+open and nothing else, whether that is still the file of the writer; and while any of them is being opened, the writer
 does not enter another file.
 """
 
@@ -16,33 +16,32 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from types import FrameType
 from typing import Any
 
-from sqlitepool.cleaning import retire
 from sqlitepool.connection_pool import ConnectionPool
 from sqlitepool.database_file import DatabaseFile
 from sqlitepool.errors import FileReplaced
 from sqlitepool.lease import Lease, Slot
 from sqlitepool.tracking import Connection
 from sqlitepool.turn import Turn
+from sqlitepool.watched_pool import is_changing
 from sqlitepool.writer import Writer, is_busy, time_left
 
-# Whoever has just seen the file (seconds) need not look again.
-_LOOK_EVERY = 0.001
 # What cannot be opened for a lock, say, is tried again after these seconds; then twice as many, up to the most.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.02
 
-# What a connection that this thread opens has to pass when it has opened the database, and nothing else.
-_here = threading.local()
-
 
 class _DatabasePool(ConnectionPool[Connection]):
+    def close_apart(self, conn: Connection) -> None:
+        """Close a connection that is none of the pool."""
+        self._retire_connection(conn)
+
     def _prepare(self, deadline: float | None) -> None:
         """Do what has to be done before a connection is opened."""
 
@@ -63,30 +62,17 @@ class _DatabasePool(ConnectionPool[Connection]):
 
     def _create_once(self, slot: Slot[Connection], deadline: float | None) -> Connection:
         file = self._file
-        if file is None:
+        before = None if file is None else file.identify()
+        try:
             return super()._create(slot, deadline)
-        before = file.identify()
-        try:
-            conn = super()._create(slot, deadline)
         except sqlite3.Error:
-            if before is not None and file.identify() != before:
-                raise _changing(file) from None
+            if file is not None and before is not None and file.identify() != before:
+                raise is_changing(file) from None
             raise
-        try:
-            if before is not None and not file.was_opened_as(before):
-                raise _changing(file)
-            return conn
-        except BaseException:
-            retire(conn)
-            raise
-
-
-def _changing(file: DatabaseFile) -> FileReplaced:
-    return FileReplaced(f"{file.path} was replaced while a connection to it was opened. Try again")
 
 
 class _Opening:
-    """A connection of a reader that is being opened."""
+    """A connection that is being opened beside that of the writer."""
 
     __slots__ = ("__weakref__",)
 
@@ -103,7 +89,7 @@ class WriterPool(_DatabasePool):
 
     def _enter_file(self, file: DatabaseFile) -> None:
         if len(self.openings) and file.look() is not None:
-            raise _changing(file)
+            raise is_changing(file)
         super()._enter_file(file)
 
     def _start_anew(self) -> None:
@@ -115,11 +101,6 @@ class WriterPool(_DatabasePool):
         file = self._file
         return file is None or (not file.left and file.look() is None)
 
-    def has_lost_file(self) -> bool:
-        """Tell whether the file was replaced or deleted, if it was not looked at in the last millisecond."""
-        file = self._file
-        return file is not None and monotonic() - file.looked_at >= _LOOK_EVERY and file.look() is not None
-
     def enter_current_file(self, deadline: float | None) -> None:
         """Open the file that is there now."""
         file = self._file
@@ -127,6 +108,31 @@ class WriterPool(_DatabasePool):
             self._look_at_file(file, monotonic())
         with Lease(self, time_left(deadline)):
             pass
+
+    def open_beside(self, open_one: Callable[[], Connection]) -> Connection:
+        """Return what `open_one` returns: a connection to the file that the writer has open.
+
+        Args:
+            open_one: opens it, and calls `check_current` when it has the database open and nothing else.
+
+        Raises:
+            FileReplaced: there is another file now, which the writer has not entered. Nothing of it was touched.
+        """
+        opening = _Opening()
+        openings = self.openings
+        try:
+            openings.add(opening)
+            if self._file is not None:
+                self._file.hold_inherited_locks()
+            self.check_current()
+            return open_one()
+        finally:
+            openings.discard(opening)
+
+    def check_current(self) -> None:
+        """Raise `FileReplaced` if the file that is there now is not the one that was opened last."""
+        if self._file is not None and not self.has_current_file():
+            raise is_changing(self._file)
 
 
 class WriterTurn(Turn):
@@ -136,11 +142,16 @@ class WriterTurn(Turn):
     gate, would keep that one out: other processes know both gates by the same lock.
     """
 
-    __slots__ = ("_writer",)
+    __slots__ = ("_is_last", "_writer")
 
-    def __init__(self, writer: Writer, deadline: float | None) -> None:
+    def __init__(self, writer: Writer, deadline: float | None, *, is_last: bool = False) -> None:
         super().__init__(writer.gate, deadline)
         self._writer = writer
+        self._is_last = is_last
+
+    def refusal(self) -> Exception | None:
+        """Make the error for a turn that comes when the database is being closed, unless it is the one that closes."""
+        return None if self._is_last else self._writer.refusal(is_queued=False)
 
     def enter(self, frame: FrameType | None = None) -> None:
         """Wait for the right to write, and take it: see `Turn.enter`."""
@@ -148,25 +159,12 @@ class WriterTurn(Turn):
         while True:
             self._gate = gate = self._writer.gate
             super().enter(frame)
-            if self._writer.gate is gate:
+            refused = self.refusal()
+            if refused is None and self._writer.gate is gate:
                 return
             self.leave()
-
-
-class ReadingConnection(Connection):
-    """A connection that only reads, of a `ReaderPool`."""
-
-    __slots__ = ()
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        check = getattr(_here, "check", None)
-        if check is not None:
-            try:
-                check()
-            except BaseException:
-                sqlite3.Connection.close(self)
-                raise
+            if refused is not None:
+                raise refused
 
 
 class ReaderPool(_DatabasePool):
@@ -189,22 +187,15 @@ class ReaderPool(_DatabasePool):
             self.writer_first(deadline)
 
     def _create_once(self, slot: Slot[Connection], deadline: float | None) -> Connection:
-        if self._file is None:
-            return super()._create_once(slot, deadline)
-        opening = _Opening()
-        openings = self.writers.openings
-        try:
-            openings.add(opening)
-            self._check_file()
-            _here.check = self._check_file
-            return super()._create_once(slot, deadline)
-        finally:
-            _here.check = None
-            openings.discard(opening)
+        create = partial(super()._create_once, slot, deadline)
+        return create() if self._file is None else self.writers.open_beside(create)
 
-    def _check_file(self) -> None:
-        if self._file is not None and not self.writers.has_current_file():
-            raise _changing(self._file)
+    def _check_file(self, before: tuple[int, int] | None) -> None:
+        self.writers.check_current()
+
+    def open_apart(self, deadline: float | None) -> Connection:
+        """Open a connection like those of the pool, that is not one of them: `close_apart` closes it."""
+        return self._create(Slot(), deadline)
 
     def _enter_file(self, file: DatabaseFile) -> None:
         """Nothing to do: the writer has set the old journal aside."""

@@ -64,6 +64,20 @@ def find_circle(
     )
 
 
+def refuse_to_wait_for_own_block(slots: Iterable[Slot[T]]) -> None:
+    """See to it that nobody waits for ever for the end of a `with` block that it is inside of.
+
+    Needs the pool's lock.
+
+    Raises:
+        PoolDeadlock: an item is lent to a block that encloses this call.
+    """
+    mine = set(_frame_ids(sys._getframe()))
+    for slot in slots:
+        if slot.loan and slot.frame in mine and slot.is_of_with_block:
+            raise PoolDeadlock(f"this call waits for the end of the block around it, which began at {slot.where}")
+
+
 def _frame_ids(frame: FrameType | None) -> list[int]:
     """Return the `id` of each frame of a stack, the innermost first. Holds on to none of them."""
     ids = []

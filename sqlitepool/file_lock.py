@@ -20,14 +20,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from sqlitepool import file_queue
 
-if sys.platform == "win32":
+if not TYPE_CHECKING and find_spec("fcntl") is None:  # Windows, WebAssembly
     LOCK_EX, LOCK_NB, LOCK_UN = 2, 4, 8
 
     def flock(fd: int, operation: int, /) -> None:

@@ -14,13 +14,15 @@ from __future__ import annotations
 import errno
 import struct
 import sys
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 #: So many processes wait in order, and one more may have the lock.
 CHAIRS = 8
 
 _LAST = CHAIRS - 1
 
-if sys.platform == "win32":
+if not TYPE_CHECKING and find_spec("fcntl") is None:  # Windows, WebAssembly
     LOCK_SH, LOCK_EX, LOCK_NB, LOCK_UN = 1, 2, 4, 8
 
     def _lock(descriptor: int, operation: int, first: int, count: int) -> None:

@@ -13,7 +13,6 @@ pid.
 
 from __future__ import annotations
 
-import mmap
 import os
 import sys
 import weakref
@@ -23,6 +22,9 @@ try:
     import ctypes
 except ImportError:  # a Python built without it
     ctypes = None  # type: ignore[assignment]
+
+if sys.platform == "linux":
+    import mmap  # which not every platform has
 
 _MADV_WIPEONFORK = 18
 
@@ -80,7 +82,7 @@ def start_anew() -> None:
     for forkable in list(_forkables):
         forkable._start_anew()
     _pid = os.getpid()
-    if isinstance(same_process, mmap.mmap):
+    if sys.platform == "linux" and isinstance(same_process, mmap.mmap):
         same_process[0] = 1
 
 

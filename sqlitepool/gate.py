@@ -25,7 +25,8 @@ from sqlitepool.errors import WriteTimeout
 from sqlitepool.fork import same_process
 from sqlitepool.limits import NEVER
 from sqlitepool.process_gate import ProcessGate
-from sqlitepool.turn import GateHolder, Token, Turn
+from sqlitepool.stats import GateHolder
+from sqlitepool.turn import Token, Turn
 from sqlitepool.waiting import locked
 
 # Who finds the gate with another process tries again after these pauses (seconds) before the helper is sent for.
@@ -45,11 +46,18 @@ _RENEW_PATIENCE = 0.1
 class _Waiter:
     """One thread in the line."""
 
-    __slots__ = ("condition", "since")
+    __slots__ = ("condition", "since", "turn")
 
-    def __init__(self, lock: threading.RLock, since: float) -> None:
+    def __init__(self, lock: threading.RLock, since: float, turn: Turn) -> None:
         self.condition = threading.Condition(lock)
         self.since = since
+        self.turn = turn
+
+    def check(self) -> None:
+        """See to it that nobody waits, or is served, whose turn is refused."""
+        error = self.turn.refusal()
+        if error is not None:
+            raise error
 
 
 class Gate(ProcessGate):
@@ -105,18 +113,22 @@ class Gate(ProcessGate):
         """Return how many threads of this process wait."""
         return len(self._line) if same_process[0] else 0
 
+    def rouse(self) -> None:
+        """Wake all who wait, because some of them are refused from now on: see `Turn.refusal`."""
+        locked(self._lock, self._wake_all)
+
     def __repr__(self) -> str:
         return f"<Gate of {self._name}, {'free' if self.holder() is None else 'held'}>"
 
     # -- waiting
 
-    def _wait(self, deadline: float | None) -> Token:
+    def _wait(self, turn: Turn, deadline: float | None) -> Token:
         """Wait in the line for the token."""
         if not same_process[0]:
             fork.start_anew()
         if not self._is_opened or self._complaint is not None:
             self._prepare()
-        waiter = _Waiter(self._lock, monotonic())
+        waiter = _Waiter(self._lock, monotonic(), turn)
         try:
             return self._wait_as(waiter, deadline)
         except BaseException:
@@ -184,6 +196,7 @@ class Gate(ProcessGate):
 
     def _line_up(self, waiter: _Waiter, deadline: float | None) -> Token | None:
         """Join the line, if the caller may wait, and take the token if it can be had at once."""
+        waiter.check()
         if waiter.since < self._overdue_at:
             token = self._take_token()
             if token is not None:
@@ -195,6 +208,7 @@ class Gate(ProcessGate):
 
     def _sleep(self, waiter: _Waiter, tries: deque[float], deadline: float | None) -> Token | None:
         """Sleep in the line until there is something to do; take the token if it is our turn then."""
+        waiter.check()
         if self._woken is not waiter:
             pause = _PATIENCE
             if self._line[0] is waiter and (rest := self._rests_until - monotonic()) > 0:
@@ -209,6 +223,7 @@ class Gate(ProcessGate):
                 pause = min(pause, deadline - monotonic())
             if pause > 0:
                 waiter.condition.wait(pause)
+                waiter.check()
         in_vain = self._woken is waiter
         if in_vain:
             self._woken = None
@@ -216,6 +231,10 @@ class Gate(ProcessGate):
         if token is None and in_vain and not self._free:
             self._rests_until = min(monotonic() + _REST, self._overdue_at)
         return token
+
+    def _wake_all(self) -> None:
+        for waiter in self._line:
+            waiter.condition.notify()
 
     def _leave_line(self, waiter: _Waiter) -> None:
         self._rests_until = -NEVER

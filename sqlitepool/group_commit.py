@@ -16,11 +16,15 @@ The rules of the queue, each in one function of `GroupCommit`:
 2. A leader runs batches until its own job is done. No batch has more than `_MOST_JOBS` jobs or takes new ones after
    `_LONGEST_BATCH` seconds (`_claim`).
 3. A job is done when its transaction is committed, or when it has failed and what it saw was committed (`_settle`).
+   One that left something behind that the next would find (a temporary table, a PRAGMA, a row factory) is the last of
+   its batch: after it the connection is proved clean, or replaced (`_fill`).
 4. What was not committed is run again: alone, if COMMIT failed, so that each gets its own error (`_requeue`).
 5. Who is interrupted gets the exception; the others' jobs go back to the head of the queue, or are done if they were
    committed (`_lead`).
 6. Futures are resolved by the background thread (and by `close()`), because the lock inside of a `Future` does not
    survive an exception from a signal handler (`_resolve`).
+7. Whoever ends the transaction of all gets the error. The others are run again if it was rolled back. If it may have
+   been committed, they must not be, and their error says so (`_settle_in_doubt`).
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from __future__ import annotations
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from time import monotonic
@@ -39,18 +44,21 @@ from sqlitepool.database_file import name_file
 from sqlitepool.errors import PoolTimeout, WriteTimeout
 from sqlitepool.fork import same_process
 from sqlitepool.group_queue import GroupQueue
-from sqlitepool.job import Job, WriteFuture
+from sqlitepool.job import NOT_BEGUN, Job, WriteFuture, not_run
+from sqlitepool.pool import logger
 from sqlitepool.stats import MOST_PENDING, Tally
 from sqlitepool.transaction import Transaction
 from sqlitepool.waiting import locked, surely
 from sqlitepool.writer import Writer, time_left
-from sqlitepool.writing_connection import CAN_REFUSE, lost
+from sqlitepool.writing_connection import CAN_REFUSE, ended
 
 _frame = sys._getframe
 
 # Where a job could commit by itself and not be noticed, each is committed alone.
 _MOST_JOBS = 1000 if CAN_REFUSE else 1
 _LONGEST_BATCH = 0.01
+# After an error that is nobody's (seconds).
+_AFTER_ERROR = 0.01
 # A waiter looks this often (seconds) whether it was forgotten.
 _PATIENCE = 1.0
 
@@ -85,6 +93,8 @@ class GroupCommit(GroupQueue):
                     result = job.function(conn, *job.args)
                     if transaction.inner:
                         raise _left_open()
+                    if type(result) in NOT_BEGUN:
+                        raise not_run(job.function, result)
                     now = monotonic()
                     if now < writer.trusted_until or writer.has_same_file(now):
                         transaction.commit()
@@ -100,6 +110,8 @@ class GroupCommit(GroupQueue):
             except BaseException as error:
                 if isinstance(error, Exception):
                     self._name_file(error)
+                    if transaction.conn is not None and not transaction.is_committed and transaction.is_lost:
+                        transaction.note_loss(error)
                 else:
                     error.add_note(_said(transaction.was_committed(error)))
                 transaction.end()
@@ -133,27 +145,14 @@ class GroupCommit(GroupQueue):
         if not same_process[0]:
             fork.start_anew()
         job.future = future = WriteFuture(lambda: locked(self._lock, self._take_back, job))
+        if job.timeout:  # with one of 0 it is tried when it is its turn
+            job.expires = job.since + job.timeout
         try:
             locked(self._lock, self._admit, job)
         except BaseException:
             surely(self._lock, self._drop, job)
             raise
         return future
-
-    def flush(self, deadline: float | None) -> bool:
-        """Wait until nothing is queued or under way; tell whether that was so before the deadline."""
-        if not same_process[0]:
-            fork.start_anew()
-        while not locked(self._lock, self._is_at_rest):
-            left = time_left(deadline)
-            if left == 0:
-                return False
-            locked(self._lock, self._wait_for_rest, _PATIENCE if left is None else min(left, _PATIENCE))
-        return True
-
-    def end(self) -> None:
-        """Let the background thread end, once all futures are done."""
-        locked(self._lock, self._end)
 
     def abandon(self, error: Callable[[], BaseException]) -> None:
         """Fail all that is queued."""
@@ -162,11 +161,6 @@ class GroupCommit(GroupQueue):
             surely(self._lock, self._settle, [job])
             job.ring()
         self._resolve()  # the background thread may be waiting for the right to write
-
-    @property
-    def queued(self) -> int:
-        """How many jobs wait to be run."""
-        return len(self._queue)
 
     # -- waiting
 
@@ -199,8 +193,10 @@ class GroupCommit(GroupQueue):
             self._run_batch(transaction, batch, own)
         except BaseException as interruption:
             committed = bool(batch) and transaction.was_committed(interruption)
-            transaction.end()
-            self._interrupted(batch, own, committed, interruption)
+            try:
+                transaction.end()
+            finally:
+                self._interrupted(batch, own, committed, interruption)
             raise
 
     def _run_batch(self, transaction: Transaction, batch: list[Job], own: Job | None) -> None:
@@ -239,22 +235,28 @@ class GroupCommit(GroupQueue):
             self.batches += 1
         transaction.end()
         if not is_committed:
-            if failed is not None:
+            if failed is not None and failed.ended_all:
+                surely(self._lock, self._settle_in_doubt, batch)
+            elif failed is not None:
                 surely(self._lock, self._settle, [failed])
             surely(self._lock, self._requeue, batch, alone)
         self._is_alone = len(batch) <= 1 and not self._queue
-        self._finish(batch if is_committed else [failed] if failed is not None else [], own)
+        self._finish([job for job in batch if job.is_done] if not is_committed else batch, own)
 
     def _fill(self, transaction: Transaction, batch: list[Job], own: Job | None) -> Job | None:
         """Run job after job. Return the one that lost the whole transaction, if one did."""
-        until = monotonic() + _LONGEST_BATCH
+        conn = transaction.conn
+        assert conn is not None
+        now = monotonic()
+        until = now + _LONGEST_BATCH
         while len(batch) < _MOST_JOBS and self._queue:
-            job = locked(self._lock, self._claim, batch, own)
+            job = locked(self._lock, self._claim, batch, own, now)
             if job is None:
                 return None
             if not self._run_job(transaction, job, len(batch) > 1, own):
                 return job
-            if monotonic() >= until:
+            now = monotonic()
+            if now >= until or conn.touched:
                 return None
         return None
 
@@ -271,9 +273,11 @@ class GroupCommit(GroupQueue):
                 saved = True
             job.result = job.function(conn, *job.args)
             if transaction.is_lost:
-                raise lost()
+                raise transaction.why_lost()[0]
             if transaction.inner:
                 raise _left_open()
+            if type(job.result) in NOT_BEGUN:
+                raise not_run(job.function, job.result)
             if saved:
                 transaction.release()
             return True
@@ -288,13 +292,18 @@ class GroupCommit(GroupQueue):
         job.result = None
         transaction.inner = ()
         if transaction.is_lost:
+            job.ended_all = not transaction.note_loss(job.error)
             return False
         try:
             if saved:
                 transaction.undo()
             elif not job.is_atomic:
                 transaction.begin_again()
-        except (sqlite3.Error, PoolTimeout):
+        except (sqlite3.Error, PoolTimeout) as error:
+            # if the savepoint is gone, the transaction that is open now is another one
+            job.ended_all = saved and getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR
+            if job.ended_all:
+                job.error.add_note(f"sqlitepool: {ended()}")
             transaction.break_up()
             return False
         return True
@@ -326,27 +335,40 @@ class GroupCommit(GroupQueue):
     # -- the background thread
 
     def _serve(self) -> None:
-        """Lead for submitted jobs when nobody else does, and resolve futures."""
+        """Lead for submitted jobs when nobody else does, and resolve futures. Nothing but the end of work ends it."""
         while locked(self._lock, self._await_work):
-            self._resolve()
-            while self._thread_leads:
-                self._run_for_nobody()
+            try:
                 self._resolve()
+                while self._thread_leads:
+                    self._run_for_nobody()
+                    self._resolve()
+            except BaseException:  # a callback that raised SystemExit, say
+                logger.exception("an error on the thread that writes for %r", self._name)
+                time.sleep(_AFTER_ERROR)
 
     def _run_for_nobody(self) -> None:
         batch: list[Job] = []
         transaction = Transaction(self._writer, None)
         try:
             self._run_batch(transaction, batch, None)
-        except BaseException as error:  # nobody would see it; the job that is first in line does
-            transaction.end()
-            surely(self._lock, self._requeue, batch, False)
-            head = locked(self._lock, self._head)
-            if head is not None and locked(self._lock, self._take_back_failed, head):
-                head.error = error
-                self._finish([head], None)
-            else:
-                surely(self._lock, self._appoint)
+        except BaseException as error:  # nobody would see it
+            committed = transaction.was_committed(error)
+            try:
+                transaction.end()
+            finally:
+                self._give_up(batch, committed, error)
+
+    def _give_up(self, batch: list[Job], committed: bool, error: BaseException) -> None:
+        """See to the jobs of a batch that came to an unheard-of end. Each time at least one is done with."""
+        if committed:
+            self._finish(batch, None)
+            return
+        failed = batch[-1] if batch else locked(self._lock, self._head)  # which was run last, or is why there was one
+        if failed is not None and (batch or locked(self._lock, self._take_back_failed, failed)):
+            failed.error = failed.error or error
+            surely(self._lock, self._settle, [failed])
+        surely(self._lock, self._requeue, batch, True)
+        self._finish([] if failed is None else [failed], None)
 
     def _resolve(self) -> None:
         """Give the futures of settled jobs their results, in order."""
@@ -358,13 +380,15 @@ class GroupCommit(GroupQueue):
             future = job.future
             assert future is not None
             future._take_back = None
-            if future.set_running_or_notify_cancel():
-                if job.error is not None:
-                    future.set_exception(job.error)
-                else:
-                    future.set_result(job.result)
-            job.error = job.result = None
-            locked(self._lock, self._note_resolved, job)
+            try:
+                if future.set_running_or_notify_cancel():
+                    if job.error is not None:
+                        future.set_exception(job.error)
+                    else:
+                        future.set_result(job.result)
+            finally:
+                job.error = job.result = None
+                locked(self._lock, self._note_resolved, job)
 
 
 def _left_open() -> RuntimeError:

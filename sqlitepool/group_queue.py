@@ -6,15 +6,22 @@ and what is done (`_settle`). Nothing here runs user code or touches the databas
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 import threading
 from collections import deque
+from time import monotonic
 
 from sqlitepool import fork
 from sqlitepool.errors import PoolFull, WriteTimeout
+from sqlitepool.fork import same_process
 from sqlitepool.job import Job
+from sqlitepool.limits import NEVER
+from sqlitepool.waiting import locked
 from sqlitepool.writer import Writer, time_left
 
+# Who waits for the queue to be empty looks this often (seconds).
+_PATIENCE = 1.0
 # The background thread ends when there was nothing to do for so long (seconds).
 _STAYS = 5.0
 
@@ -34,6 +41,27 @@ class GroupQueue:
         self._name = name
         self._start_anew()
         fork.register(self)
+
+    def flush(self, deadline: float | None) -> bool:
+        """Wait until nothing is queued or under way; tell whether that was so before the deadline."""
+        if not same_process[0]:
+            fork.start_anew()
+        while not locked(self._lock, self._is_at_rest):
+            left = time_left(deadline)
+            if left == 0:
+                return False
+            locked(self._lock, self._wait_for_rest, _PATIENCE if left is None else min(left, _PATIENCE))
+        return True
+
+    def end(self) -> None:
+        """Let the background thread end, once all futures are done. If the writer is closed, it now is for all."""
+        self._writer.close_for_all()
+        locked(self._lock, self._end)
+
+    @property
+    def queued(self) -> int:
+        """How many jobs wait to be run."""
+        return len(self._queue)
 
     def _start_anew(self) -> None:
         """At first, and in a forked child: nothing is queued, and nobody leads."""
@@ -94,9 +122,11 @@ class GroupQueue:
             self._work.notify()  # first: interrupted here, the thread is awake all the same
             self._thread_leads = True
 
-    def _claim(self, batch: list[Job], leader: Job | None) -> Job | None:
+    def _claim(self, batch: list[Job], leader: Job | None, now: float) -> Job | None:
         """Take the next job of a batch out of the queue; None, if the batch is to end here."""
         queue = self._queue
+        if queue and now >= queue[0].expires:
+            self._expire(now)
         if not queue:
             return None
         job = queue[0]
@@ -139,11 +169,22 @@ class GroupQueue:
                     self._settled.append(job)
                     self._work.notify()
 
+    def _settle_in_doubt(self, batch: list[Job]) -> None:
+        """Fail the jobs that may be committed, or not, because of another one: they must not be run again."""
+        for job in batch:
+            if not job.is_done and job.error is None:
+                job.error = sqlite3.OperationalError(
+                    "another function of the same group commit has ended the transaction past Database: whether this "
+                    "write was committed cannot be known. Look before you repeat it"
+                )
+        self._settle(batch)
+
     def _requeue(self, batch: list[Job], alone: bool) -> None:
         """Have jobs that were not committed run again, before all others, in their order."""
         for job in reversed(batch):
             if not job.is_done:
                 job.result = job.error = None
+                job.expires = NEVER  # it was begun in time
                 job.alone = job.alone or alone
                 if job not in self._queue:
                     self._queue.appendleft(job)
@@ -164,9 +205,25 @@ class GroupQueue:
     def _empty(self) -> list[Job]:
         jobs = list(self._queue)
         self._queue.clear()
+        self._room.notify_all()
         return jobs
 
+    def _expire(self, now: float) -> None:
+        """Fail the submitted jobs at the head of the queue whose time is up: there is no caller who sees to that."""
+        queue = self._queue
+        while queue and now >= (job := queue[0]).expires:
+            if not job.is_done:  # if so, this is done again after an interruption
+                job.error = WriteTimeout(
+                    f"the function was not begun in {now - job.since:.3f} s, with others before it in the queue of "
+                    f"{self._name!r}. {self._holder()}"
+                )
+                self._settle([job])
+            queue.popleft()
+            if self._without_room:
+                self._room.notify()
+
     def _head(self) -> Job | None:
+        self._expire(monotonic())
         return self._queue[0] if self._queue else None
 
     def _take_back_failed(self, job: Job) -> bool:

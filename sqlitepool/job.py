@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from time import monotonic
-from types import FrameType
+from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any
+
+from sqlitepool.limits import NEVER
+
+#: What a function returns that has not begun to run.
+NOT_BEGUN = frozenset((AsyncGeneratorType, CoroutineType, GeneratorType))
 
 
 class Job:
@@ -21,6 +27,8 @@ class Job:
         is_done: `result` or `error` is what came of it.
         alone: it gets a transaction of its own.
         at_home: only its own thread runs it, because it ended another's call.
+        expires: if it was submitted and not begun until this monotonic time, it is not begun any more.
+        ended_all: it has ended the transaction, past `Database`: nobody knows whether the others are committed.
     """
 
     future: WriteFuture | None = None
@@ -29,12 +37,16 @@ class Job:
     is_done = False
     alone = False
     at_home = False
+    expires = NEVER
+    ended_all = False
     result: Any = None
     error: BaseException | None = None
 
     def __init__(
         self, function: Callable[..., Any], args: tuple[Any, ...], timeout: float | None, is_atomic: bool = False
     ) -> None:
+        if not callable(function):
+            raise TypeError(f"a write is a function that takes the connection, not {function!r}")
         self.function = function
         self.args = args
         self.timeout = timeout
@@ -64,6 +76,24 @@ class Job:
             raise error
         finally:
             del error
+
+
+def not_run(function: Callable[..., Any], result: Any) -> TypeError:
+    """Make the error for a function whose result is one of `NOT_BEGUN`."""
+    if not isinstance(result, AsyncGeneratorType):
+        result.close()  # a coroutine that is never awaited warns of it
+    return TypeError(
+        f"{function!r} returned a generator or coroutine, and nothing of that has run: a write is a plain function, "
+        "which returns rows or numbers"
+    )
+
+
+def call(function: Callable[..., Any], conn: sqlite3.Connection, args: tuple[Any, ...]) -> Any:
+    """Call a function that is a part of a write block, and return what it returns."""
+    result = function(conn, *args)
+    if type(result) in NOT_BEGUN:
+        raise not_run(function, result)
+    return result
 
 
 class WriteFuture(Future[Any]):

@@ -11,10 +11,11 @@ import sys
 import threading
 import time
 import weakref
+from contextlib import ExitStack
 from itertools import islice
 from time import monotonic
 from types import CodeType, FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from sqlitepool.fork import same_process
 from sqlitepool.limits import NEVER
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _frame = sys._getframe
+_ENTER_CONTEXT = ExitStack.enter_context.__code__
 
 
 class Borrower:
@@ -175,7 +177,10 @@ class Lease(Generic[T]):
             if slot is None:
                 slot = pool._checkout_slowly(now, self._timeout)
             frame = _frame(1)
-            slot.code = frame.f_code
+            slot.code = code = frame.f_code
+            if code is _ENTER_CONTEXT:
+                frame = caller(frame)
+                slot.code = frame.f_code
             slot.instruction = frame.f_lasti
             slot.frame = id(frame)
             try:
@@ -202,6 +207,9 @@ class Lease(Generic[T]):
         if slot is not None:
             self._pool._return(slot, self._loan, kind is None)
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a lease cannot be copied or pickled: its item would be returned twice")
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._pool!r}, {'out' if self._slot is not None else 'not lent'}>"
 
@@ -210,6 +218,12 @@ def place(code: CodeType, instruction: int) -> str:
     """Return `file:line in function` of an instruction."""
     position = next(islice(code.co_positions(), instruction // 2, None), (None,))
     return f"{code.co_filename}:{position[0] or code.co_firstlineno} in {code.co_qualname}"
+
+
+def caller(frame: FrameType) -> FrameType:
+    """Return the frame to be named as the one that entered a block: not that of an `ExitStack`, but its caller's."""
+    outer = frame.f_back
+    return outer if frame.f_code is _ENTER_CONTEXT and outer is not None else frame
 
 
 def note_place(slot: Slot[T], frame: FrameType) -> None:

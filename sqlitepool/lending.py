@@ -61,9 +61,11 @@ class Lending(Books[T]):
         try:
             now = started
             while True:
-                if now >= self._tend_at or not self._attention:
+                if slot is None and (now >= self._tend_at or not self._attention):
                     self._tend(now)
-                if now < self._quiet_until:
+                    if now >= self._trim_at:
+                        self._close_old(now, deadline)
+                if slot is None and now < self._quiet_until:
                     try:
                         slot = self._idle.pop()
                     except IndexError:
@@ -72,23 +74,23 @@ class Lending(Books[T]):
                     slot = self._wait(now, started, deadline)
                     now = monotonic()
                 if slot.item is None:
+                    if deadline is not None and started < deadline <= now:  # too late to begin
+                        lost, slot = slot, None
+                        self._undo_checkout(lost)
+                        lost = None
+                        locked(self._lock, self._fail_late, started)
                     fresh, slot = slot, None
                     self._open(fresh, deadline)
                     return fresh
                 since, slot.since = slot.since, now
                 if now < slot.good_until or (now < slot.expires and self._is_good(slot, now - since)):
                     return slot
-                failed = slot.spoiled
                 bad, slot = slot, None
                 self._retire(bad)
                 bad = None
-                if failed and deadline is not None and monotonic() >= deadline:
-                    # no time for another check, but a new item needs none
-                    slot = locked(self._lock, self._claim_new, started)
-                    fresh, slot = slot, None
-                    self._open(fresh, deadline)
-                    return fresh
                 now = monotonic()
+                if deadline is not None and now >= deadline:  # no time to try one after the other
+                    slot = locked(self._lock, self._claim_new, started)
         except BaseException:
             if slot is not None:
                 lost, slot = slot, None
@@ -281,6 +283,15 @@ class Lending(Books[T]):
     def _close_all(self, slots: list[Slot[T]]) -> None:
         while slots:
             self._retire(slots.pop())
+
+    def _close_old(self, now: float, deadline: float | None) -> None:
+        """Close free items that are too old or were idle for too long: one at least, the others if there is time."""
+        surplus = locked(self._lock, self._trim, now)
+        while surplus:
+            self._retire(surplus.pop())
+            if surplus and deadline is not None and monotonic() >= deadline:
+                locked(self._lock, self._trim_later, surplus)
+                return
 
     # -- user code, run without the lock: see `Pool`
 

@@ -38,12 +38,16 @@ def seconds(name: str, value: object, *, above_zero: bool = False) -> float:
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
     if not value >= 0 or (above_zero and value == 0):
         raise ValueError(f"{name} must be {'above' if above_zero else 'at least'} 0 seconds, not {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is a number of seconds beyond all bounds; None is for ever") from None
 
 
 def optional_seconds(name: str, value: object, *, above_zero: bool = False) -> float | None:
-    """Like `seconds`, but lets None pass."""
-    return None if value is None else seconds(name, value, above_zero=above_zero)
+    """Like `seconds`, but lets None pass, which an infinite number becomes: for ever."""
+    found = NEVER if value is None else seconds(name, value, above_zero=above_zero)
+    return found if found < NEVER else None
 
 
 def timeout(value: float | EllipsisType | None) -> float | EllipsisType | None:

@@ -9,10 +9,10 @@ import weakref
 from collections.abc import Callable
 from time import monotonic
 from types import EllipsisType, TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 from sqlitepool import fork, limits
-from sqlitepool.errors import ForeignItem
+from sqlitepool.errors import ForeignItem, PoolClosed
 from sqlitepool.lease import Lease, Slot, note_place
 from sqlitepool.lending import MOST_PATIENCE, Lending
 from sqlitepool.limits import NEVER
@@ -51,7 +51,9 @@ class Pool(Lending[T]):
     Args:
         factory: called without arguments to make an item, when one is asked for and none is free.
         max_size: the most items alive at any time, those being opened included.
-        min_size: so many are opened at once, and stay open however long they are idle.
+        min_size: so many are opened when the pool is made, and `max_idle` closes none of the last so many. There may be
+            fewer for a while: an item closed for another reason (`drain`, `max_lifetime`, a failed `check`) is replaced
+            when one is asked for.
         timeout: how long, in seconds, a caller waits for an item (None: for ever; 0: tries once).
         max_waiting: the most callers that may wait; one more gets `PoolFull` (None: no limit).
         max_idle: an item idle for so many seconds is closed (None: never). Looked at when items are asked for.
@@ -63,14 +65,17 @@ class Pool(Lending[T]):
             `item.rollback()`, if there is such a method.
         check: called with an item that was idle for a second or more before it is lent; if it returns false or fails,
             the item is replaced.
-        close: called with an item at its end. By default `item.close()`, if there is such a method.
+        close: called with an item at its end; if it fails that is logged. By default `item.close()`, if there is such a
+            method.
         name: stands in errors and statistics.
 
     Raises:
         TypeError: `factory` or a hook is not callable, or a number is of the wrong type.
         ValueError: a number is out of range.
 
-    `factory`, `reset`, `check` and `close` may take their time: no lock is held while they run.
+    `factory`, `reset`, `check` and `close` may take their time: no lock is held while they run. A `reset`, `check` or
+    `close` that began in time is not cut short when the caller's `timeout` is over. What is not an `Exception`
+    (`KeyboardInterrupt`, `SystemExit`) passes through to whoever made the call.
     """
 
     def __init__(
@@ -99,6 +104,8 @@ class Pool(Lending[T]):
         self._closer = close if close is not None else close_item
         self._max_size, self._min_size = limits.sizes(max_size, min_size)
         self._limits = limits.Limits.checked(timeout, max_waiting, max_idle, max_lifetime, fairness, check)
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be a text, not {name!r}")
         self.name = name if name is not None else f"pool-{next(_numbers)}"
         self._discarded_items: dict[int, weakref.ref[Any]] = {}
         self._open_books()
@@ -122,7 +129,9 @@ class Pool(Lending[T]):
 
         Raises (when the block begins):
             PoolTimeout: no item came free in time.
-            PoolDeadlock: every item is held by a `with` block of a thread that waits for this pool.
+            PoolDeadlock: every item is held by a `with` block of a thread that waits for this pool. Only the block of a
+                `with` statement in the very frame that waits, or in one that called it, is proof of that: a block in a
+                `@contextmanager` function, or in an `ExitStack`, has its time out instead.
             PoolFull: `max_waiting` callers wait already.
             PoolClosed: the pool is closed.
             Exception: whatever the factory raised.
@@ -155,10 +164,12 @@ class Pool(Lending[T]):
             raise
 
     def release(self, item: T) -> None:
-        """Return an item that `acquire` lent.
+        """Return an item that `acquire` lent. Do so once: afterwards it may be lent to somebody else.
 
         Raises:
-            ForeignItem: it is not on loan from this pool, or was returned before.
+            ForeignItem: it is not on loan from this pool, or was returned before and has not been lent again since. If
+                it has, a second `release` ends the loan of the new borrower, which looks just the same: a `with` block,
+                whose lease knows its own loan, is safe from that.
         """
         found = self._find_loan(item, "release")
         if found is not None:
@@ -171,7 +182,7 @@ class Pool(Lending[T]):
         is closed when the block ends.
 
         Raises:
-            ForeignItem: it is not on loan from this pool, or was returned before.
+            ForeignItem: as `release`.
         """
         found = self._find_loan(item, "discard")
         if found is None:
@@ -230,7 +241,8 @@ class Pool(Lending[T]):
     def drain(self) -> None:
         """Replace every item by and by: the free ones are closed now, the lent ones on their return.
 
-        For a change that only new items show, such as an SQL function that `setup` has begun to register.
+        For a change that only new items show, such as an SQL function that `setup` has begun to register. Does nothing
+        to a closed pool, whose items are closed on their return anyway.
         """
         self._notice_fork()
         self._close_all(locked(self._lock, self._condemn_all))
@@ -245,6 +257,10 @@ class Pool(Lending[T]):
 
         Returns:
             The items still out, empty if all came back.
+
+        Raises:
+            PoolDeadlock: with `timeout=None`, in a `with` block that has an item: that one could never come back. The
+                pool is closed all the same.
         """
         wait = limits.optional_seconds("timeout", timeout)
         deadline = NEVER if wait is None else monotonic() + wait
@@ -253,7 +269,7 @@ class Pool(Lending[T]):
         while True:
             self._reclaim()
             left = deadline - monotonic()
-            if left <= 0 or locked(self._lock, self._wait_for_returns, min(left, MOST_PATIENCE)):
+            if left <= 0 or locked(self._lock, self._wait_for_returns, min(left, MOST_PATIENCE), wait is None):
                 return self.leases()
 
     def stats(self) -> PoolStats:
@@ -269,12 +285,17 @@ class Pool(Lending[T]):
         return locked(self._lock, self._lease_infos, monotonic())
 
     def __enter__(self) -> Self:
+        if self._closed:
+            raise PoolClosed(f"{self!r} is closed")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self!r} cannot be copied or pickled: its items would be lent twice")
 
     # -- user code, run without the lock; `ConnectionPool` has its own
 
@@ -313,9 +334,7 @@ class Pool(Lending[T]):
             logger.warning("pool %r could not close an item", self.name, exc_info=True)
 
     def _tend(self, now: float) -> None:
-        """Do what is due from time to time, when somebody asks for an item."""
-        if now >= self._trim_at:
-            self._close_all(locked(self._lock, self._trim, now))
+        """Do what is due from time to time, when somebody asks for an item, beside closing the old ones."""
 
     # -- forked children
 

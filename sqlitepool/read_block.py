@@ -14,6 +14,7 @@ from sqlitepool.database_file import name_file
 from sqlitepool.errors import PoolTimeout, QueryTimeout
 from sqlitepool.fork import same_process
 from sqlitepool.lease import Lease, note_place
+from sqlitepool.reading_connection import BEGIN, ROLLBACK
 from sqlitepool.time_limit import TimeLimit
 from sqlitepool.tracking import Connection
 from sqlitepool.writer import insist, is_busy, time_left
@@ -59,7 +60,7 @@ class ReadBlock(Lease[Connection]):
             frame = caller(sys._getframe(1))
             note_place(slot, frame)
             slot.frame = id(frame)
-            _execute(conn, "BEGIN")
+            _execute(conn, BEGIN)
             if self._at_once:
                 timeout = self._pool._limits.timeout if isinstance(self._timeout, EllipsisType) else self._timeout
                 self._take_snapshot(conn, None if timeout is None else since + timeout)
@@ -76,12 +77,16 @@ class ReadBlock(Lease[Connection]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         limit, self._limit = self._limit, None
+        is_whole = True
         try:
             if limit is not None:
                 limit.end()
             slot = self._slot
-            if slot is not None and same_process[0] and slot.base.in_transaction:
-                _execute(slot.base, "ROLLBACK")
+            if slot is not None and same_process[0]:
+                if slot.base.in_transaction:
+                    _execute(slot.base, ROLLBACK)
+                else:  # without a loan it is a child's that was forked inside of the block
+                    is_whole = not slot.loan
         except sqlite3.Error:  # closed by its borrower, or the like: the pool sees to it
             pass
         finally:
@@ -89,6 +94,11 @@ class ReadBlock(Lease[Connection]):
             super().__exit__(kind, error, traceback)
         if error is not None:
             explain(error, limit, self._file())
+        elif not is_whole:
+            raise sqlite3.OperationalError(
+                "the snapshot of this read block was ended inside of it, by its code or by an error that it caught: "
+                "its statements need not have seen the same moment"
+            )
 
     def _file(self) -> str | None:
         return self._pool._target.file if isinstance(self._pool, ConnectionPool) else None

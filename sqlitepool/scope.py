@@ -89,7 +89,8 @@ class OpenScope(Generic[T]):
         One that was discarded meanwhile is replaced by another, and so is that of the parent in a forked child.
 
         Args:
-            timeout: seconds to wait for an item, instead of the pool's own; None: for ever; 0: try once.
+            timeout: seconds to wait for an item, instead of the pool's own (`...`, the default); None: for ever; 0: try
+                once.
 
         Raises:
             PoolClosed: the scope has ended, or the pool is closed.
@@ -196,6 +197,9 @@ class Scope(Generic[T]):
     open, the item is bound to the thread, and returned when the thread ends or by `release()`; what is uncommitted
     then is rolled back, so commit it yourself (`with conn:`). Under asyncio, open a scope for each task: what is bound
     to a thread would be shared by all of them.
+
+    A generator that is suspended in a `with db:` block has left the scope open for whoever goes on. `@contextmanager`
+    makes use of that; any other generator takes `open()`.
 
     For frameworks, whose requests do not always end on the thread on which they began, there is `open()`.
 

@@ -192,6 +192,21 @@ class LeaseInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class GateHolder(LeaseInfo):
+    """Who has the right to write: see `LeaseInfo`.
+
+    Attributes:
+        last_sql: the statement that was begun last, None if that is not known.
+    """
+
+    last_sql: str | None
+
+    def __str__(self) -> str:
+        said = LeaseInfo.__str__(self)
+        return said if self.last_sql is None else f"{said}, last statement {self.last_sql!r}"
+
+
+@dataclass(frozen=True, slots=True)
 class DatabaseStats:
     """A `Database` at one moment.
 
@@ -205,7 +220,7 @@ class DatabaseStats:
         wait_seconds: how long each transaction waited for the right to write, from its call on.
         job_wait_seconds: how long each job waited to be run, from its call on.
         gate_waiting: how many threads of this process wait for the right to write to this file.
-        holder: who in this process has the right to write, None if nobody has. Also says its last statement.
+        holder: who in this process has the right to write, with its last statement; None if nobody has.
         wal_bytes: the size of the write-ahead log, 0 where there is none.
     """
 
@@ -218,7 +233,7 @@ class DatabaseStats:
     wait_seconds: Durations
     job_wait_seconds: Durations
     gate_waiting: int
-    holder: LeaseInfo | None
+    holder: GateHolder | None
     wal_bytes: int
 
     @property

@@ -27,6 +27,8 @@ from sqlitepool.waiting import locked, surely
 _FIRST_AGAIN, _LONGEST_AGAIN = 0.005, 0.25
 # The thread ends when there was no limit for so long (seconds).
 _STAYS = 5.0
+# The most seconds that it sleeps at a time: `Condition.wait` takes neither an infinite nor a very large number.
+_LONGEST_SLEEP = 3600.0
 # Limits that were ended in time stay in the heap until they are due, or until they are more than this and half of it.
 _MANY = 64
 
@@ -125,7 +127,7 @@ class _Watchdog:
                 heappush(self._heap, (now + again, next(_numbers), reference))
         if self._heap:
             self._wakes_at = self._heap[0][0]
-            self._bell.wait(self._wakes_at - now)
+            self._bell.wait(min(self._wakes_at - now, _LONGEST_SLEEP))
         else:
             self._wakes_at = NEVER
             if not self._bell.wait(_STAYS) and not self._heap:

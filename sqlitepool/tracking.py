@@ -30,7 +30,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 # White space and comments, as SQLite's tokenizer skips them. Possessive (*+): a hostile text costs linear time.
 _GAP = r"(?:[ \t\n\f\r]|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*+"
@@ -76,6 +76,11 @@ _READABLE_PRAGMAS = RESTORABLE_PRAGMAS | _names("""
 #: The attributes of a connection that a borrower may set.
 ATTRIBUTES = frozenset(("autocommit", "isolation_level", "row_factory", "text_factory"))
 
+#: In `Connection.touched`: in the block of a `transaction()`, where sqlite3 shall neither end nor begin a transaction.
+WHOLE = "whole transaction"
+#: In `Connection.touched`: closed with a transaction open, so that what it had not committed is lost.
+CUT_SHORT = "closed in a transaction"
+
 _new_cursor = sqlite3.Connection.cursor
 _object_setattr = object.__setattr__
 
@@ -100,11 +105,28 @@ class Cursor(sqlite3.Cursor):
     __slots__ = ()
 
     def executescript(self, sql_script: str, /) -> sqlite3.Cursor:
-        """Run the statements of `sql_script`, as `sqlite3.Cursor.executescript` does."""
+        """Run the statements of `sql_script`, as `sqlite3.Cursor.executescript` does.
+
+        It commits first. In a `transaction()` block it does not: there the statements are run inside the transaction.
+        """
         connection = self.connection
         if isinstance(connection, Connection):
-            connection._note_script(sql_script)
+            connection._run_script(self, sql_script)
+            return self
         return super().executescript(sql_script)
+
+
+def split_script(script: str) -> Iterable[str]:
+    """Yield the statements of an SQL script one by one, the way the SQLite shell tells where one ends."""
+    statement = ""
+    for part in script.split(";"):
+        statement += part + ";"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+    statement = statement[:-1]
+    if statement.strip():
+        yield statement
 
 
 @functools.lru_cache(maxsize=64)
@@ -122,7 +144,7 @@ class Connection(sqlite3.Connection):
     A subclass must declare `__slots__ = ()`: an attribute would pass from one borrower to the next.
     """
 
-    __slots__ = ("__weakref__", "baseline", "before", "blobs", "cursors", "touched")
+    __slots__ = ("__weakref__", "baseline", "before", "blobs", "cursors", "loan", "touched")
 
     baseline: Baseline
     #: kind -> the value before the first change. A kind that is not in here is not set back by value.
@@ -130,6 +152,8 @@ class Connection(sqlite3.Connection):
     #: CPython's own lists of weak references to the open handles, as `cleaning` found them last; None before.
     blobs: list[Any] | None
     cursors: list[Any] | None
+    #: Empty while the connection rests in a pool, see `Slot.loan`; None for one that is of no pool.
+    loan: list[float] | None
     #: The kinds of state that may have changed since the connection was last clean.
     touched: set[str]
 
@@ -141,7 +165,14 @@ class Connection(sqlite3.Connection):
             _object_setattr(self, "before", {})
             _object_setattr(self, "blobs", None)
         _object_setattr(self, "cursors", None)
+        _object_setattr(self, "loan", None)
         _object_setattr(self, "touched", {"init"})
+
+    def __repr__(self) -> str:
+        if self.baseline is NO_BASELINE:
+            return f"<{type(self).__name__}, not set up>"
+        file = dict(self.baseline.databases)["main"]
+        return f"<{type(self).__name__} to {file or ':memory:'!r}>"
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ATTRIBUTES:
@@ -181,6 +212,44 @@ class Connection(sqlite3.Connection):
             self.touched.add("unseen cursor")
         return cursor
 
+    def close(self) -> None:
+        """Close the connection. Nothing happens if it was returned to its pool before: it is somebody else's then.
+
+        While the next borrower has it, nobody can tell a stale `close` from that borrower's own. What is not committed
+        is lost, as ever; the end of the block says so.
+        """
+        self.touched.add("closed")
+        if self.loan is None or self.loan:
+            try:
+                if self.in_transaction:  # as it always is under autocommit=False, where an empty one cannot be told
+                    self.touched.add(CUT_SHORT)
+            except sqlite3.ProgrammingError:  # it is closed
+                pass
+            super().close()
+
+    def commit(self) -> None:
+        """Commit the transaction, as `sqlite3.Connection.commit` does."""
+        super().commit()
+        self.end_whole()
+
+    def rollback(self) -> None:
+        """Roll the transaction back, as `sqlite3.Connection.rollback` does."""
+        super().rollback()
+        self.end_whole()
+
+    def __exit__(self, *error: Any) -> Literal[False]:
+        super().__exit__(*error)
+        self.end_whole()
+        return False
+
+    def end_whole(self) -> None:
+        """Have sqlite3 begin transactions again, when that of a `transaction()` block is to end or has ended."""
+        if WHOLE in self.touched:
+            self.touched.discard(WHOLE)
+            level = self.before.get("isolation_level")
+            if level is not None:  # to set it to None would commit
+                _object_setattr(self, "isolation_level", level)
+
     def setlimit(self, category: int, limit: int, /) -> int:
         """Set a limit of SQLite, as `sqlite3.Connection.setlimit` does, and return the one before."""
         prior = super().setlimit(category, limit)
@@ -201,6 +270,10 @@ class Connection(sqlite3.Connection):
             self.touched.add("autocommit")
             self.before["autocommit"] = False
 
+    def lend_by(self, loan: list[float]) -> None:
+        """Have `close` ask `loan`, which is empty while the connection rests in a pool: see `Slot.loan`."""
+        _object_setattr(self, "loan", loan)
+
     def read(self, sql: str) -> list[Any]:
         """The rows of `sql` as plain tuples and text, whatever factories the borrower has set."""
         text_factory = self.text_factory
@@ -214,6 +287,14 @@ class Connection(sqlite3.Connection):
         """The value of a PRAGMA; None if it has none here, as `mmap_size` in memory."""
         rows = self.read(f"PRAGMA {name}")
         return rows[0][0] if rows else None
+
+    def _run_script(self, cursor: sqlite3.Cursor, script: str) -> None:
+        self._note_script(script)
+        if WHOLE in self.touched and self.in_transaction and isinstance(script, str):
+            for statement in split_script(script):
+                cursor.execute(statement)
+        else:
+            sqlite3.Cursor.executescript(cursor, script)
 
     def _note_script(self, script: str) -> None:
         self.touched.add("schema")
@@ -241,7 +322,6 @@ class Connection(sqlite3.Connection):
 
 # Methods that change something, and the kind of state they change. `cleaning` knows the kinds that can be undone.
 _MARKED = {
-    "close": "closed",
     "create_aggregate": "function",
     "create_collation": "function",
     "create_function": "function",

@@ -20,18 +20,23 @@ from time import monotonic
 from types import FrameType
 
 from sqlitepool import fork
-from sqlitepool.cleaning import clean, close_handles
+from sqlitepool.cleaning import clean, close_handles, is_closed, open_handles
 from sqlitepool.database_file import is_inherited
-from sqlitepool.errors import PoolTimeout, WriteTimeout
+from sqlitepool.errors import PoolClosed, PoolTimeout, WriteTimeout
 from sqlitepool.fork import same_process
 from sqlitepool.lease import Lease, enter_thread, here
+from sqlitepool.limits import NEVER
 from sqlitepool.tracking import Connection
 from sqlitepool.turn import Token, Turn
-from sqlitepool.writer import Block, Place, Writer, insist, is_busy, time_left
-from sqlitepool.writing_connection import BEGIN, COMMIT, ROLLBACK, lost, own_cursor
+from sqlitepool.writer import TRUSTED_AT_REST, Block, Place, Writer, insist, is_busy, time_left
+from sqlitepool.writing_connection import BEGIN, COMMIT, ROLLBACK, ROLLED_BACK, closed, ended, lost, own_cursor
 
 _SAVEPOINT, _RELEASE, _ROLL_BACK_TO = "SAVEPOINT sqlitepool", "RELEASE sqlitepool", "ROLLBACK TO sqlitepool"
 
+# Errors on which SQLite rolls back by itself, wherever they come up: https://www.sqlite.org/lang_transaction.html
+_ROLL_BACK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_INTERRUPT)
+
+_close_cursor = sqlite3.Cursor.close
 _Cursor = sqlite3.Cursor  # `Connection.execute` would call the `cursor` method of our subclass
 
 
@@ -66,6 +71,10 @@ class Transaction(Turn, Block):
         self.is_certain = False
         self.inner: tuple[Place, ...] = ()
         self.is_committed = False
+
+    def refusal(self) -> Exception | None:
+        """Make the error for one that comes when the database is closed: see `Turn.refusal`."""
+        return self._writer.refusal(is_queued=True)
 
     # -- the whole of it
 
@@ -106,7 +115,7 @@ class Transaction(Turn, Block):
                 self.leave()
                 return None
             began = token.since
-            if began >= writer.trusted_until and not writer.look_around(began):
+            if (began >= writer.look_at or began >= writer.trusted_until) and not writer.look_around(began):
                 token.clean_for = None
             if token.clean_for is writer.pool:
                 token.clean_for = None
@@ -156,6 +165,10 @@ class Transaction(Turn, Block):
             if not is_busy(error):
                 raise
             raise self._why_no_begin() from error
+        except PoolClosed as error:
+            raise self.refusal() or error from None
+        except PoolTimeout as error:  # a block that nobody ended has it
+            raise WriteTimeout(f"the right to write is there, but not the connection: {error}") from error
         token.slot = slot = lease._slot
         assert slot is not None
         slot.frame = 0  # nobody can wait for it in a block that it encloses
@@ -178,13 +191,17 @@ class Transaction(Turn, Block):
             conn = self.conn
             if conn is not None:
                 self.conn = None
-                pool, slot = self._writer.pool, token.slot
+                writer = self._writer
+                writer.look_at = NEVER if self._gate._line else monotonic() + TRUSTED_AT_REST
+                pool, slot = writer.pool, token.slot
                 if self.is_committed and slot is not None and not pool._attention and clean(conn):
                     slot.borrower = None  # it is in nobody's hands
                     token.clean_for = pool
                     is_kept = True
-                elif conn.in_transaction and self._is_ours():
-                    roll_back(conn)
+                else:
+                    conn.touched.discard(ROLLED_BACK)  # has been dealt with
+                    if not is_at_rest(conn) and self._is_ours():
+                        roll_back(conn)
         finally:
             try:
                 if not is_kept:
@@ -203,8 +220,30 @@ class Transaction(Turn, Block):
 
     @property
     def is_lost(self) -> bool:
-        """SQLite has rolled it back by itself."""
-        return self.conn is None or not self.conn.in_transaction
+        """SQLite has rolled it back by itself, or somebody has ended it past us."""
+        return self.conn is None or is_at_rest(self.conn)
+
+    def why_lost(self, error: BaseException | None = None) -> tuple[sqlite3.Error, bool]:
+        """Make the error for one that is lost, and tell whether it was rolled back for sure.
+
+        Args:
+            error: what the block or function has raised.
+        """
+        conn = self.conn
+        if conn is None:
+            return lost(), True
+        if is_closed(conn) or "init" in conn.touched:
+            return closed(), True
+        if ROLLED_BACK in conn.touched or getattr(error, "sqlite_errorcode", 0) & 0xFF in _ROLL_BACK:
+            return lost(), True
+        return ended(), False
+
+    def note_loss(self, error: BaseException) -> bool:
+        """Note in the error of who has lost the transaction if others may be committed; tell whether it is undone."""
+        why, is_undone = self.why_lost(error)
+        if not is_undone and str(why) != str(error):
+            error.add_note(f"sqlitepool: {why}")
+        return is_undone
 
     def commit(self) -> None:
         """Commit.
@@ -219,7 +258,7 @@ class Transaction(Turn, Block):
         if conn is None or token is None or token.is_inherited:
             return  # a forked child leaves its parent's block
         if not conn.in_transaction:
-            raise lost()
+            raise self.why_lost()[0]
         cursor = token.cursor
         assert cursor is not None
         self._is_committing = True
@@ -241,7 +280,7 @@ class Transaction(Turn, Block):
         """Roll back, and begin a new transaction in the same turn."""
         conn = self.conn
         assert conn is not None
-        if conn.in_transaction:
+        if not is_at_rest(conn):
             roll_back(conn)
         insist(_Cursor(conn), BEGIN, self._deadline_from(monotonic()), self._why_no_begin)
 
@@ -252,17 +291,41 @@ class Transaction(Turn, Block):
         if not self._is_committing or isinstance(error, sqlite3.Error | PoolTimeout):
             return False
         failed = isinstance(error.__context__, sqlite3.Error)
-        return not failed and self.conn is not None and not self.conn.in_transaction
+        return not failed and self.conn is not None and is_at_rest(self.conn)
 
     def save(self, place: Place | None = None) -> None:
         """Set a savepoint, for a block inside."""
-        self._execute(_SAVEPOINT)
+        try:
+            self._execute(_SAVEPOINT)
+        except sqlite3.OperationalError as error:
+            if place is not None or self.conn is None or not is_busy(error):
+                raise
+            close_handles(self.conn)  # the function before this one has left something half read
+            self._execute(_SAVEPOINT)
         if place is not None:
             self.inner += (place,)
 
     def release(self) -> None:
         """End the part since the last savepoint: keep it."""
-        self._execute(_RELEASE)
+        try:
+            self._execute(_RELEASE)
+        except sqlite3.OperationalError as error:
+            if not is_busy(error):
+                raise
+            self._release_half_read()
+
+    def _release_half_read(self) -> None:
+        """Release where a half-read RETURNING is in the way: close the youngest cursor, until there is none."""
+        assert self.conn is not None
+        cursors = [handle for handle in open_handles(self.conn) if isinstance(handle, sqlite3.Cursor)]
+        while cursors:
+            _close_cursor(cursors.pop())
+            try:
+                self._execute(_RELEASE)
+                return
+            except sqlite3.OperationalError as error:
+                if not is_busy(error) or not cursors:
+                    raise
 
     def undo(self) -> None:
         """End the part since the last savepoint: undo it. Nothing to do if the transaction is lost."""
@@ -272,14 +335,14 @@ class Transaction(Turn, Block):
 
     def _execute(self, sql: str) -> None:
         conn, token = self.conn, self._token
-        if conn is None or token is None or token.cursor is None or not conn.in_transaction:
+        if conn is None or token is None or token.cursor is None or is_at_rest(conn):
             raise lost()
         token.cursor.execute(sql)
 
     def break_up(self) -> None:
         """Roll all of it back, while blocks of it are still open: each of them will see that it is lost."""
         conn = self.conn
-        if conn is not None and conn.in_transaction:
+        if conn is not None and not is_at_rest(conn):
             roll_back(conn)
 
     # -- what to say
@@ -300,6 +363,14 @@ class Transaction(Turn, Block):
             f"the transaction on {self._writer.pool.name!r} could not be committed in time, and was rolled back: "
             f"without WAL it has to wait for readers. {self._writer._blockers()}"
         )
+
+
+def is_at_rest(conn: Connection) -> bool:
+    """Tell whether no transaction is open; there is none on a closed connection."""
+    try:
+        return not conn.in_transaction
+    except sqlite3.ProgrammingError:
+        return True
 
 
 def roll_back(conn: Connection) -> None:

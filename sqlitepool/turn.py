@@ -15,7 +15,6 @@ import sqlite3
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from threading import get_ident
 from time import monotonic
 from types import CodeType, FrameType, TracebackType
@@ -25,28 +24,13 @@ from sqlitepool import fork
 from sqlitepool.fork import same_process
 from sqlitepool.lease import Lease, Slot, place
 from sqlitepool.limits import NEVER
-from sqlitepool.stats import LeaseInfo
+from sqlitepool.stats import GateHolder
 
 if TYPE_CHECKING:
     from sqlitepool.gate import Gate
 
 _frame = sys._getframe
 _thread = threading.current_thread
-
-
-@dataclass(frozen=True, slots=True)
-class GateHolder(LeaseInfo):
-    """Who has the right to write: see `LeaseInfo`.
-
-    Attributes:
-        last_sql: the statement that was begun last, None if that is not known.
-    """
-
-    last_sql: str | None
-
-    def __str__(self) -> str:
-        said = f"thread {self.thread_name!r} for {self.age:.3f} s, taken at {self.where}"
-        return said if self.last_sql is None else f"{said}, last statement {self.last_sql!r}"
 
 
 class Token:
@@ -143,6 +127,10 @@ class Turn:
         self._deadline = deadline
         self._token: Token | None = None
 
+    def refusal(self) -> Exception | None:
+        """Make the error for a turn that is not to be had any more; None, as long as it is. Asked while it waits."""
+        return None
+
     @property
     def is_held(self) -> bool:
         """This turn has the right to write."""
@@ -209,7 +197,7 @@ class Turn:
                     if gate._quick_until < NEVER:  # somebody may have looked for the token meanwhile
                         gate._attend()
                     return None
-                token = gate._wait(None if timeout is None else since + timeout)
+                token = gate._wait(self, None if timeout is None else since + timeout)
                 now = monotonic()
             token.since = now
             self._token = token

@@ -63,6 +63,10 @@ class WriteBlock(Transaction):
             self._is_entered = False
             raise
 
+    def refusal(self) -> Exception | None:
+        """Make the error for a block that comes when the database is being closed."""
+        return self._writer.refusal(is_queued=False)
+
     def _join(self, outer: Transaction, frame: FrameType) -> Connection:
         """Begin as a savepoint in `outer`."""
         self._place = place = Place(frame)
@@ -76,8 +80,11 @@ class WriteBlock(Transaction):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            if kind is not None and isinstance(error, sqlite3.Error):
-                self._name_file(error, "in the")
+            if kind is not None:
+                if isinstance(error, sqlite3.Error):
+                    self._name_file(error, "in the")
+                if error is not None and self._outer is None and self.is_lost:
+                    self.note_loss(error)
             if self._outer is not None:
                 self._end_inner(self._outer, kind is None)
             elif kind is None and self.frame:

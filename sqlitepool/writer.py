@@ -23,9 +23,8 @@ from sqlitepool.fork import same_process
 from sqlitepool.gate import Gate, gate_of
 from sqlitepool.lease import place
 from sqlitepool.limits import NEVER
-from sqlitepool.stats import MOST_PENDING, Tally
+from sqlitepool.stats import MOST_PENDING, GateHolder, Tally
 from sqlitepool.tracking import Connection
-from sqlitepool.turn import GateHolder
 from sqlitepool.writing_connection import last_statement
 
 if TYPE_CHECKING:
@@ -37,6 +36,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01
 
 # The file is looked at so often (seconds) by who writes all the time.
 _TRUSTED_FOR = 0.001
+#: Where nobody waits to write, it is looked at when the last one was done with it longer than this (seconds) ago.
+TRUSTED_AT_REST = 0.00001
 
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
@@ -139,7 +140,8 @@ class Writer:
         watch: called with the connection after a commit, while the right to write is still held.
         is_watch_due: it is to be called with the next commit: once in a millisecond, at most.
         on_busy: called when somebody who does not come through the gate writes.
-        trusted_until: until this monotonic time nobody looks whether the file was replaced.
+        trusted_until: until this monotonic time nobody looks whether the file was replaced,
+        look_at: but who begins a transaction does so from this one on.
     """
 
     def __init__(self, pool: WriterPool, file: str | None, blockers: Callable[[], str]) -> None:
@@ -152,7 +154,9 @@ class Writer:
         self._file = file
         self._blockers = blockers
         self._current: weakref.ref[Transaction] | None = None
-        self.trusted_until = -NEVER
+        self.trusted_until = self.look_at = -NEVER
+        self._closed: Callable[[], Exception] | None = None
+        self._is_closed_for_all = False
         self.gate = self._find_gate()
         fork.register(self)
 
@@ -174,14 +178,40 @@ class Writer:
         self.is_watch_due = True
         if len(self.waits) > MOST_PENDING:
             self.waits = self.waits.folded()
-        return self.has_same_file(now)
+        if self.has_same_file(now):
+            return True
+        file = self.pool._file
+        if file is not None and not file.left:
+            self.pool._look_at_file(file, now)  # which may trust in it a little longer, if it is not told
+        return False
 
     def has_same_file(self, now: float) -> bool:
         """Look whether the file is still the one that the connection has open; if so, trust in it for a while."""
-        if self.pool.has_lost_file():
+        if not self.pool.has_current_file():
             return False
         self.trusted_until = now + _TRUSTED_FOR
         return True
+
+    def close(self, error: Callable[[], Exception]) -> None:
+        """Refuse who comes to write by a block, or waits for the right to; what is queued may still be written.
+
+        Args:
+            error: makes the error that they get.
+        """
+        self._closed = error
+        self.gate.rouse()
+
+    def close_for_all(self) -> None:
+        """Refuse what is queued, too."""
+        if self._closed is not None:
+            self._is_closed_for_all = True
+            self.gate.rouse()
+
+    def refusal(self, *, is_queued: bool) -> Exception | None:
+        """Make the error for who is refused, None for who is not."""
+        if self._closed is None or (is_queued and not self._is_closed_for_all):
+            return None
+        return self._closed()
 
     def enclosing(self, frame: FrameType | None) -> Transaction | None:
         """Return the transaction whose block encloses `frame`; None if there is none, or that cannot be proved.

@@ -193,7 +193,7 @@ class PoolModel(RuleBasedStateMachine):
         assert len(new) == missing
         self.idle += [Resting(number, self.clock.now, self.expiry()) for number in new]
 
-    def strike_off_the_old(self) -> None:
+    def strike_off_the_old(self, timeout: float) -> None:
         """Book the idle items that the pool closed on a checkout; each must have had its reason."""
         now, spare = self.clock.now, self.size - self.min_size
         for resting in [resting for resting in self.idle if resting.number in self.closings]:
@@ -205,6 +205,8 @@ class PoolModel(RuleBasedStateMachine):
                 spare -= 1
             self.idle.remove(resting)
             self.gone.add(resting.number)
+        if timeout == 0:  # there was time for one of them
+            return
         late = min(self.max_idle, self.max_lifetime) / 4
         for resting in self.idle:
             assert now - late < resting.expires, "an item stays open long after its lifetime"

@@ -81,7 +81,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        for module in ("pool", "lending", "books", "lease", "connection_pool"):
+        for module in ("pool", "lending", "books", "lease", "watched_pool"):
             monkeypatch.setattr(f"sqlitepool.{module}.monotonic", self)
 
     def __call__(self) -> float:

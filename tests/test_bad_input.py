@@ -250,6 +250,8 @@ def test_use_after_close(tmp_path: Path) -> None:
     with pytest.raises(ForeignItem):
         pool.release(item)
     pool.drain()
+    with pytest.raises(PoolClosed, match=r"app\.db"), pool:
+        pass
     assert pool.close() == []
     assert pool.leases() == []
     assert pool.stats().size == 0

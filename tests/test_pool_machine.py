@@ -80,8 +80,10 @@ class PoolMachine(PoolModel):
         self.failing_checks = failing_checks
         block = self.block(timeout) if in_block else None
         thing = self.pool.acquire(timeout=timeout) if block is None else next(block)
-        self.strike_off_the_old()
-        gave_up_on_idle_ones = timeout == 0 and bool(self.failed_checks)  # there was time for one check
+        known = len(self.idle)
+        self.strike_off_the_old(timeout)
+        gave_up_on_idle_ones = timeout == 0 and len(self.idle) < known  # there was time to try one
+        gave_up_on_idle_ones &= thing.number not in [resting.number for resting in self.idle]
         if self.idle and not gave_up_on_idle_ones:
             resting = self.idle.pop()
             assert thing.number == resting.number
@@ -122,8 +124,7 @@ class PoolMachine(PoolModel):
     def who_cannot_wait_is_sent_away(self) -> None:
         if len(self.waiters) >= self.max_waiting:
             with pytest.raises(PoolFull):
-                self.pool.acquire(timeout=0)
-            return
+                self.pool.acquire(timeout=30)
         with pytest.raises(PoolTimeout, match=rf"size {self.size} .* {self.size} in use, {len(self.waiters)} waiting"):
             self.pool.acquire(timeout=0)
         self.timeouts += 1

@@ -190,7 +190,7 @@ def test_a_connection_that_its_borrower_closed_is_replaced(tmp_path: Path, way: 
                 conn.close()
                 conn.execute("SELECT 1")
         elif way == "transaction":
-            with pool.transaction() as conn:
+            with pytest.raises(sqlite3.ProgrammingError, match="lost"), pool.transaction() as conn:
                 conn.close()
         else:
             conn = pool.acquire()

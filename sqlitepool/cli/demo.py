@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import secrets
 import signal
 import sqlite3
@@ -53,12 +54,17 @@ def run(options: argparse.Namespace) -> int:
             _allow_open_files(2 * options.threads + 3 * options.connections + _OPEN_FILES_BESIDES)
             with _database_path(options.database) as path:
                 report = _serve_and_load(path, options, caught)
+        except BrokenPipeError:  # all requests are caught where they are made: it is the output
+            return _nobody_reads()
         except (OSError, ValueError, RuntimeError, sqlite3.Error, PoolError) as error:
             print(f"sqlitepool demo: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:  # a second Ctrl-C, while the first one was ending the demo
             return 130
-    print(as_json(report) if options.json else as_table(report), flush=True)
+    try:
+        print(as_json(report) if options.json else as_table(report), flush=True)
+    except BrokenPipeError:
+        return _nobody_reads()
     if caught:
         return 128 + caught[0]
     return 0 if report.good else 1
@@ -112,7 +118,7 @@ def _seed(pool: ConnectionPool[UserDatabase], run_name: str) -> range:
 def _watch(load: Load, pool: ConnectionPool[UserDatabase], options: argparse.Namespace, caught: list[int]) -> None:
     """Show how it goes, once a second, until the time is over or a signal came."""
     started = time.monotonic()
-    rewrite = sys.stdout.isatty()
+    rewrite = sys.stdout is not None and sys.stdout.isatty()  # it is None after `>&-`
     shown_second = shown_requests = 0
     while not caught and (elapsed := time.monotonic() - started) < options.seconds:
         time.sleep(min(0.05, options.seconds - elapsed))
@@ -137,14 +143,19 @@ def _database_path(chosen: Path | None) -> Iterator[Path]:
         yield chosen
     else:
         with tempfile.TemporaryDirectory(prefix="sqlitepool-demo-") as folder:
-            yield Path(folder, "demo.db")
+            try:
+                yield Path(folder, "demo.db")
+            finally:  # nothing is left to be interrupted but the removal of the folder
+                if threading.current_thread() is threading.main_thread():
+                    for number in (signal.SIGINT, signal.SIGTERM):
+                        signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def _catch_signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM in the list it gives, so that neither can strike while something is being closed.
 
-    After the first of them the previous handlers are back: a second Ctrl-C is not held up.
+    After the first of them the previous handlers are back: a second Ctrl-C is not held up, and there is no table then.
     """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -166,6 +177,12 @@ def _catch_signals() -> Iterator[list[int]]:
         yield caught
     finally:
         restore()
+
+
+def _nobody_reads() -> int:
+    """Say nothing more, as a program that ends by SIGPIPE does. Python would complain at its exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def _allow_open_files(needed: int) -> None:

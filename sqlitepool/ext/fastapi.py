@@ -21,19 +21,20 @@ the event loop. What runs queries for those does not belong here, but into a lay
 # No `from __future__ import annotations`: FastAPI reads those of `__call__`.
 
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from time import monotonic
 from types import FrameType
 from typing import Any, Generic, TypeVar, cast, overload
 
-from anyio import CancelScope, CapacityLimiter, move_on_after, to_thread
+from anyio import CancelScope, CapacityLimiter, WouldBlock, move_on_after, to_thread
 from anyio.lowlevel import RunVar
 from starlette.requests import HTTPConnection
 
 from sqlitepool.connection_pool import ConnectionPool
 from sqlitepool.database import Database
+from sqlitepool.errors import PoolFull, PoolTimeout
 from sqlitepool.pool import Pool, logger
 from sqlitepool.scope import OpenScope, Scope
 from sqlitepool.tracking import Connection
@@ -44,6 +45,8 @@ U = TypeVar("U")
 
 # How long the end of the application waits for requests that still have a connection (seconds).
 _PATIENCE_AT_END = 3.0
+# How many of the longest holders a `PoolTimeout` names.
+_HOLDERS_NAMED = 3
 
 
 class PoolDependency(Generic[S, T]):
@@ -114,22 +117,31 @@ class PoolDependency(Generic[S, T]):
 
         Raises:
             PoolTimeout: no connection came free in time.
-            PoolFull, PoolClosed, Exception: as `Pool.connection`.
+            PoolFull: `max_waiting` requests wait already.
+            PoolClosed, Exception: as `Pool.connection`.
         """
         opened = self._running()
         place = _place(connection)
         request: OpenScope[T] = OpenScope(opened.scope, place)
         turns = opened.turns()
         timeout = opened.pool._limits.timeout
-        deadline = None if timeout is None else monotonic() + timeout
+        began = monotonic()
         has_turn = has_failed = False
+        waited = 0.0
         try:
-            with move_on_after(timeout):
-                await turns.acquire_on_behalf_of(request)
+            try:
+                turns.acquire_on_behalf_of_nowait(request)
                 has_turn = True
-            left = None if deadline is None else max(0.0, deadline - monotonic())
-            # If it was not our turn in time, this raises an error that says who has the connections.
-            item = await _on_a_thread(request._get, left, place)
+            except WouldBlock:
+                pass
+            if not has_turn:
+                with opened.in_line(request), move_on_after(timeout):
+                    await turns.acquire_on_behalf_of(request)
+                    has_turn = True
+                waited = monotonic() - began
+                if not has_turn:
+                    raise await _on_a_thread(opened.timed_out, waited)
+            item = await _on_a_thread(opened.lend, request, place, waited)
             yield item
         except BaseException:
             has_failed = True
@@ -139,6 +151,19 @@ class PoolDependency(Generic[S, T]):
                 await _on_a_thread(partial(request.close, failed=has_failed))
             if has_turn:
                 turns.release_on_behalf_of(request)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a connection. (`pool.stats().waiting` counts threads, and no request.)
+
+        Raises:
+            RuntimeError: the application is not running.
+        """
+        return len(self._running().line)
+
+    def __repr__(self) -> str:
+        opened = self._opened
+        return f"<PoolDependency, {'not open' if opened is None else f'open: {opened.source!r}'}>"
 
     def _running(self) -> "_Opened":
         opened = self._opened
@@ -151,12 +176,17 @@ class PoolDependency(Generic[S, T]):
 
 
 class _Opened:
-    """What there is while the application runs."""
+    """What there is while the application runs.
+
+    Attributes:
+        line: the requests that wait for their turn.
+    """
 
     def __init__(self, source: Any) -> None:
         self.source = source
         self.scope: Scope[Any] = Scope(source)
         self.pool: Pool[Any] = self.scope._pool
+        self.line: set[OpenScope[Any]] = set()
         self._turns: RunVar[CapacityLimiter] = RunVar("sqlitepool.turns")
 
     def turns(self) -> CapacityLimiter:
@@ -169,6 +199,42 @@ class _Opened:
         elif turns.total_tokens != most:
             turns.total_tokens = most
         return turns
+
+    @contextmanager
+    def in_line(self, request: OpenScope[Any]) -> Iterator[None]:
+        """Count a request as one that waits."""
+        limits = self.pool._limits
+        if limits.max_waiting is not None and len(self.line) >= limits.max_waiting and limits.timeout != 0:
+            raise PoolFull(f"{self._state()}: as many requests wait already as max_waiting allows")
+        self.line.add(request)
+        try:
+            yield
+        finally:
+            self.line.discard(request)
+
+    def lend(self, request: OpenScope[T], place: FrameType, waited: float) -> T:
+        """Take a connection for a request that has waited so long (seconds) for its turn."""
+        timeout = self.pool._limits.timeout
+        if not waited:
+            return request._get(timeout, place)
+        try:
+            item = request._get(None if timeout is None else max(0.0, timeout - waited), place)
+        except PoolTimeout as error:
+            raise PoolTimeout(f"{error}. Before that, the request had waited {waited:.3f} s for others") from None
+        with self.pool._lock:
+            self.pool._counts.count_wait(waited)
+        return item
+
+    def timed_out(self, waited: float) -> PoolTimeout:
+        """Return the error for a request whose turn did not come in so many seconds."""
+        with self.pool._lock:
+            self.pool._counts.timeouts += 1
+        holders = "; ".join(map(str, self.pool.leases()[:_HOLDERS_NAMED])) or "nobody at this moment"
+        return PoolTimeout(f"{self._state()}: nothing came free in {waited:.3f} s. Held longest by: {holders}")
+
+    def _state(self) -> str:
+        most, waiting = self.pool._max_size, len(self.line)
+        return f"pool {self.pool.name!r} (at most {most} in use at once, {waiting} other requests waiting)"
 
     def close(self) -> None:
         for lease in self.source.close(_PATIENCE_AT_END):

@@ -202,6 +202,9 @@ class _Extension(Generic[S, T]):
             )
         known[self._prefix] = _App(app, self._open, self._prefix, self._key)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} configured by {self._prefix}_DATABASE>"
+
     @property
     def connection(self) -> T:
         """The connection of the application context (of the request, of the command), or the wrapper around it.

@@ -61,8 +61,10 @@ def close_at_exit(pool: C, *, timeout: float | None = 3.0) -> C:
         timeout: seconds to wait for what is still lent then (None: for ever).
 
     Raises:
-        TypeError, ValueError: `timeout` is no such number.
+        TypeError, ValueError: `pool` is nothing that can be closed, such as a `Scope`; or `timeout` is no such number.
     """
+    if not (hasattr(pool, "name") and callable(getattr(pool, "close", None))):
+        raise TypeError(f"what can be closed at exit is a Pool, a ConnectionPool or a Database, not {pool!r}")
     limits.optional_seconds("timeout", timeout)
     known = weakref.ref(pool)
 
@@ -127,7 +129,8 @@ class ScopeMiddleware:
             if self._environ_key is not None:
                 environ[self._environ_key] = request.get()
             response = self._application(environ, start_response)
-            if type(response) in (list, tuple) or _is_file(response, environ):  # so nobody needs the item any more
+            # In these cases nobody needs the item any more.
+            if type(response) in (list, tuple) or _is_complete(response) or _is_file(response, environ):
                 request.is_closed = True
                 if request._lease is not None:
                     request._end(None)
@@ -138,6 +141,9 @@ class ScopeMiddleware:
             raise
         finally:
             current.reset(token)
+
+    def __repr__(self) -> str:
+        return f"<ScopeMiddleware around {self._application!r}, {self._scope!r}>"
 
 
 class _Response:
@@ -163,6 +169,13 @@ class _Response:
                 self._request.run(close)
         finally:
             self._request.close()
+
+
+def _is_complete(response: object) -> bool:
+    """Tell whether a response is of a kind of list that does nothing by itself while it is read or closed."""
+    if not isinstance(response, (list, tuple)) or hasattr(response, "close"):
+        return False
+    return type(response).__iter__ in (list.__iter__, tuple.__iter__)
 
 
 def _is_file(response: object, environ: WSGIEnvironment) -> bool:

@@ -31,7 +31,7 @@ def under_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
     looks around now and then would heal a lost wake-up, and no test could see it.
     """
     monotonic = partial(methodcaller("monotonic"), time)  # looked up at each call, and no Python code to step through
-    for module in ("pool", "lending", "books", "lease", "connection_pool"):
+    for module in ("pool", "lending", "books", "lease", "watched_pool"):
         monkeypatch.setattr(f"sqlitepool.{module}.monotonic", monotonic)
     monkeypatch.setattr("sqlitepool.waiting.Condition", lambda lock: threading.Condition(lock))
     monkeypatch.setattr("sqlitepool.lending._PATIENCE", 3600.0)

@@ -53,6 +53,28 @@ general: Pool[UserDatabase] = wrapping
 # Hooks get what is lent.
 Pool(lambda: UserDatabase(path), reset=lambda user: user.database, check=lambda user: bool(user.database))
 
+
+# A pool of one's own, by either name of what it lends.
+class PlainPool(ConnectionPool[sqlite3.Connection]):
+    def __init__(self) -> None:
+        super().__init__(path, max_size=4, isolation_level="")
+
+
+class OwnPool(ConnectionPool[Connection]):
+    def __init__(self) -> None:
+        super().__init__(path, max_size=4)
+
+
+class UserPool(ConnectionPool[UserDatabase]):
+    def __init__(self) -> None:
+        super().__init__(path, wrap=UserDatabase)
+
+
+assert_type(PlainPool().acquire(), sqlite3.Connection)
+assert_type(OwnPool().acquire(), Connection)
+assert_type(UserPool().acquire(), UserDatabase)
+annotated: ConnectionPool[Connection] = ConnectionPool(path)
+
 # A scope gives what its pool lends.
 assert_type(Scope(own).get(), UserDatabase)
 assert_type(Scope(Database(path)), Scope[Connection])
