@@ -90,8 +90,10 @@ class ConnectionPool(WatchedPool[T]):
         if_replaced: what to do when the database file has been replaced or deleted underneath: "reopen" retires every
             connection, with a `RuntimeWarning`, and opens the file that is there now; "raise" retires them and raises
             `FileReplaced` on each checkout until the old file is back. The file is looked at before a checkout when
-            nobody was at work, if only for ten microseconds, and once in a millisecond under load. With WAL, a file
-            that was emptied is a `sqlite3.DatabaseError` in either case, until another one is put in its place.
+            nobody was at work, if only for ten microseconds, and once in a millisecond under load, and before a block
+            commits, which raises `FileReplaced` instead of writing to the old one. As long as a connection to the old
+            file is lent, none to the new one is opened: who would need it gets `FileReplaced`, and may try again. With
+            WAL, a file that was emptied is a `sqlite3.DatabaseError`, until another one is put in its place.
         **options: those of `Pool` (`reset`, `check` and `close` get what is lent, before the pool sees to the
             connection), and of `sqlite3.connect`: `detect_types`, `isolation_level` ("IMMEDIATE" unless given),
             `cached_statements`, `factory` (a subclass of `sqlitepool.Connection`) and, from Python 3.12, `autocommit`.

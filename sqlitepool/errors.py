@@ -38,4 +38,8 @@ class ForeignItem(PoolError, ValueError):
 
 
 class FileReplaced(PoolError):
-    """The database file was replaced or deleted while the pool had it open (`if_replaced="raise"`)."""
+    """The database file was replaced or deleted while the pool had it open, and that cannot be passed over.
+
+    By `if_replaced="raise"`; or because a block was about to commit to the file that is gone; or because a connection
+    to the old file is still lent, beside which none to the new one is opened.
+    """
