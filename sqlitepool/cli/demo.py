@@ -76,7 +76,7 @@ def _serve_and_load(path: Path, options: argparse.Namespace, caught: list[int]) 
         user_ids = _seed(pool, run_name)
         with (
             ThreadedServer(UserApplication(pool, run_name)) as server,
-            Load(options.threads, ("127.0.0.1", server.server_port), user_ids) as load,
+            Load(options.threads, ("127.0.0.1", server.server_port), user_ids, caught) as load,
         ):
             _watch(load, pool, options, caught)
         stats = pool.stats()

@@ -9,6 +9,7 @@ import threading
 import time
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 WRITE_SHARE = 0.2
@@ -22,11 +23,15 @@ _CLOSE_WITH_RESET = struct.pack("ii", 1, 0)
 class Client(threading.Thread):
     """Sends one request after the other until it is told to stop, then finishes the one it is at."""
 
-    def __init__(self, number: int, address: tuple[str, int], user_ids: range, stop: threading.Event) -> None:
-        super().__init__(name=f"demo-client-{number}")
+    def __init__(
+        self, number: int, address: tuple[str, int], user_ids: range, stop: threading.Event, signals: Sequence[int]
+    ) -> None:
+        # a daemon, because after a second Ctrl-C there may be nobody left to answer it
+        super().__init__(name=f"demo-client-{number}", daemon=True)
         self._address = address
         self._user_ids = user_ids
         self._stop_sending = stop
+        self._signals = signals
         self._random = random.Random(number)
         self.reads = 0
         self.writes = 0
@@ -44,7 +49,7 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         """Send until told to stop; no failure ends it."""
-        while not self._stop_sending.is_set():
+        while not self._stop_sending.is_set() and not self._signals:
             started = time.perf_counter()
             try:
                 self._send_one()
@@ -86,11 +91,14 @@ class Client(threading.Thread):
 
 
 class Load:
-    """`threads` clients at once; a context manager that starts them and has joined them all when its block ends."""
+    """`threads` clients at once; a context manager that starts them and has joined them all when its block ends.
 
-    def __init__(self, threads: int, address: tuple[str, int], user_ids: range) -> None:
+    They also stop when there is something in `signals`: who presses Ctrl-C twice may interrupt the end of the block.
+    """
+
+    def __init__(self, threads: int, address: tuple[str, int], user_ids: range, signals: Sequence[int] = ()) -> None:
         self._stop = threading.Event()
-        self._clients = [Client(number, address, user_ids, self._stop) for number in range(threads)]
+        self._clients = [Client(number, address, user_ids, self._stop, signals) for number in range(threads)]
         self._started = 0.0
         self.seconds = 0.0
         """How long the clients sent, in seconds; known when the block has ended."""

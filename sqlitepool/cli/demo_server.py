@@ -109,7 +109,8 @@ class ThreadedServer(ThreadingMixIn, WSGIServer):
         """The most of them that were in the application at the same time."""
         self.failures: Counter[str] = Counter()
         """What went wrong outside the application, by its text."""
-        self._acceptor = threading.Thread(target=self.serve_forever, args=(0.05,), name="demo-server")
+        # a daemon, because who presses Ctrl-C twice may interrupt the end of the block
+        self._acceptor = threading.Thread(target=self.serve_forever, args=(0.05,), name="demo-server", daemon=True)
 
     def server_bind(self) -> None:
         """Bind as WSGIServer does, without asking the resolver for this machine's name: that can take seconds."""

@@ -57,3 +57,24 @@ def test_an_impatient_user_leaves_nothing_behind(environment: dict[str, str], pa
         finally:
             process.kill()
     assert process.returncode in (130, -signal.SIGINT)
+
+
+INTERRUPTED_AT_ITS_END = """
+import os, runpy, signal, sys, threading
+from sqlitepool.cli.demo_load import Load
+
+def interrupted(load):
+    raise KeyboardInterrupt
+
+Load._finish = interrupted
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+sys.argv = ["sqlitepool", "demo", "--seconds", "600", "--threads", "2"]
+runpy.run_module("sqlitepool", run_name="__main__")
+"""
+
+
+def test_a_second_ctrl_c_ends_the_demo_wherever_it_strikes(environment: dict[str, str]) -> None:
+    """Here before the clients were told to stop, of which the process would wait for each."""
+    command = [sys.executable, "-c", INTERRUPTED_AT_ITS_END]
+    ended = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, timeout=60)
+    assert ended.returncode == 130
